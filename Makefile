@@ -1,0 +1,53 @@
+# Two commands do everything on a machine with only Python 3.11 or newer: `make demo` and `make test`.
+# PYTHON chooses the interpreter, VENV where the virtual environment goes, RUN where the demo's run goes.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/demo
+JOBS ?= 2
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test check format docs benchmark clean
+
+demo: $(VENV)/.agent  ## Learn on the built-in city, then show the policy on 10,000 taxis
+	$(BIN)/safe-m3 train --scenario shenzhen --episodes 60 --out $(RUN) --resume
+	$(BIN)/safe-m3 fleet $(RUN) --taxis 10000
+
+test: $(VENV)/.dev  ## All tests, doctests included
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+check: $(VENV)/.dev  ## Static checks: style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.docs  ## The documentation site, strictly, into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+benchmark: $(VENV)/.dev  ## Timings and memory
+	$(BIN)/python benchmarks/planning.py
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per set of extras: an edit of the requirements installs again, nothing else does.
+$(VENV)/.agent: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[agent]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev,docs]'
+	touch $@

@@ -1,0 +1,5 @@
+"""Baselines: what a policy has to beat."""
+
+from baselines.heuristics import Stay
+
+__all__ = ["Stay"]

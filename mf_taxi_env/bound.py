@@ -1,0 +1,190 @@
+"""What is possible in a world: a certified bound on what any policy can earn, and the score of a policy against it.
+
+Solving the convex program needs the extra ``bounds`` (CVXPY with Clarabel).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from mf_taxi_env.information import kl_divergence
+from mf_taxi_env.taxi import TaxiMDP
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+#: A margin above ``-MARGIN_TOLERANCE`` nats counts as kept: the rounding of an entropy in float32.
+MARGIN_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """The most that any policy can earn in a :class:`~mf_taxi_env.TaxiMDP`.
+
+    Attributes:
+        reward: Sum over the episode of the best reward per step, in nats.
+        per_step: Mean best reward per step, ``-KL(rho || mu)`` plus, with a barrier, ``barrier * log margin``; in nats.
+        kl: Mean ``KL(rho || mu)`` per step at the optimum, in nats.
+        mu: The optimal distributions, ``[T, K]``, one row per step caused by the policy.
+        gap: By how much the true optimum may exceed ``per_step`` at most, from a dual certificate checked in float64 (not the
+            solver's word); ``reward + T * gap`` is a proven bound.
+        barrier: Weight of the log-barrier; 0 for hard constraints.
+    """
+
+    reward: float
+    per_step: float
+    kl: float
+    mu: NDArray[np.float64]
+    gap: float
+    barrier: float
+
+
+def certified_bound(mdp: TaxiMDP, barrier: float = 0.0) -> Bound:
+    """Bound the return of every policy by a convex program per step.
+
+    ``KL(rho || mu)`` is convex and the margins are concave in ``mu``, so no policy earns more in a step than
+
+    - ``max -KL(rho || mu)`` over distributions with all margins at least zero (``barrier = 0``), or
+    - ``max -KL(rho || mu) + barrier * sum log margin(mu)`` (``barrier > 0``).
+
+    Args:
+        mdp: The world; its motion, trips and initial distribution do not enter, only demand, horizon and constraints.
+        barrier: Weight of the log-barrier, at least 0.
+
+    Returns:
+        The bound; solved once per world and kept.
+
+    Raises:
+        ImportError: If CVXPY is not installed.
+        TypeError: If a constraint's safe set is not convex.
+        ValueError: If ``barrier`` is negative or no distribution meets the constraints.
+    """
+    if not (math.isfinite(barrier) and barrier >= 0):
+        raise ValueError(f"barrier must be a finite number >= 0, got {barrier!r}")
+    known = _BOUNDS.setdefault(mdp, {})
+    if barrier not in known:
+        known[barrier] = _solve(mdp, barrier)
+    return known[barrier]
+
+
+_BOUNDS: WeakKeyDictionary[TaxiMDP, dict[float, Bound]] = WeakKeyDictionary()
+
+
+def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
+    """The share of the possible that a policy reached: 0 is staying put, 1 the certified bound.
+
+    ``(R - R_stay) / (R* - R_stay)`` with ``R`` the sum of ``-KL(rho || mu_t)`` over the distributions ``mu_1 .. mu_T`` that the
+    policy caused, ``R_stay`` that of staying put in the same world and ``R*`` the constrained bound.
+
+    Args:
+        distributions: ``[T, K]``: ``mu_1 .. mu_T``, without the initial one.
+        mdp: The world that they happened in.
+
+    Returns:
+        The score, at most 1 up to the bound's gap; negative for a policy worse than staying put; NaN when a constraint was
+        violated at any step.
+
+    Raises:
+        ValueError: If the shape is not ``[T, K]``.
+    """
+    mu = torch.as_tensor(distributions, device=mdp.device).double()
+    if mu.shape != (mdp.horizon, mdp.grid.size):
+        raise ValueError(f"distributions must have shape {(mdp.horizon, mdp.grid.size)} (mu_1 .. mu_T), got {tuple(mu.shape)}")
+    # Written so that NaN margins void the score as well.
+    if not bool((mdp.margins(mu) >= -MARGIN_TOLERANCE).all()):
+        return math.nan
+    best = certified_bound(mdp).reward
+    with torch.no_grad():
+        stay = demand_match(mdp.rollout(_StayField(mdp)).mu[1:].double(), mdp)
+    return (demand_match(mu, mdp) - stay) / (best - stay)
+
+
+def demand_match(distributions: Tensor, mdp: TaxiMDP) -> float:
+    """``R``: the sum of ``-KL(rho_t || mu_{t+1})`` over distributions ``[T, K]`` caused at steps ``t = 0 .. T - 1``, in nats."""
+    demand = torch.stack([mdp.demand(t) for t in range(mdp.horizon)]).to(distributions.dtype)
+    return -float(kl_divergence(demand, distributions).sum())
+
+
+class _StayField:
+    """The field of zero actions, the yardstick's zero."""
+
+    def __init__(self, mdp: TaxiMDP) -> None:
+        self._actions = torch.zeros_like(mdp.centers)
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        return self._actions
+
+
+def _solve(mdp: TaxiMDP, barrier: float) -> Bound:
+    cp = _cvxpy()
+    rows: dict[bytes, tuple[NDArray[np.float64], float, float, float]] = {}
+    path = []
+    for t in range(mdp.horizon):
+        rho = mdp.demand(t).double().cpu().numpy()
+        key = rho.tobytes()
+        if key not in rows:
+            rows[key] = _solve_step(cp, mdp, rho / rho.sum(), barrier)
+        path.append(rows[key])
+    mu, value, kl, gap = zip(*path, strict=True)
+    return Bound(sum(value), float(np.mean(value)), float(np.mean(kl)), np.stack(mu), float(max(gap)), barrier)
+
+
+def _solve_step(
+    cp: ModuleType, mdp: TaxiMDP, rho: NDArray[np.float64], barrier: float
+) -> tuple[NDArray[np.float64], float, float, float]:
+    mu = cp.Variable(rho.size, nonneg=True)
+    simplex = cp.sum(mu) == 1
+    margins = [constraint.convex_margin(mu) for constraint in mdp.constraints]
+    floors = [] if barrier else [margin >= 0 for margin in margins]
+    objective = -cp.sum(cp.kl_div(rho, mu))  # equals -KL on the simplex
+    if barrier:
+        objective += barrier * cp.sum([cp.log(margin) for margin in margins])
+    problem = cp.Problem(cp.Maximize(objective), [simplex, *floors])
+    problem.solve(solver=cp.CLARABEL)
+    if problem.status not in ("optimal", "optimal_inaccurate") or mu.value is None:
+        raise ValueError(f"no distribution meets the constraints {mdp.constraints} (solver status: {problem.status})")
+    solution = np.clip(mu.value, 1e-12, None)
+    solution /= solution.sum()
+    multipliers = [float(floor.dual_value) for floor in floors]
+    value, upper = _certificate(mdp, rho, solution, multipliers, barrier)
+    kl = float(kl_divergence(torch.from_numpy(rho), torch.from_numpy(solution)))
+    return solution, value, kl, max(0.0, upper - value)
+
+
+@torch.enable_grad()  # callers may well be inside no_grad
+def _certificate(
+    mdp: TaxiMDP, rho: NDArray[np.float64], solution: NDArray[np.float64], multipliers: list[float], barrier: float
+) -> tuple[float, float]:
+    """Value of the solution, and a proven upper bound on every distribution's value.
+
+    For any multipliers ``nu >= 0`` the Lagrangian ``L(mu) = -KL + nu . margins`` (or the barrier objective) is concave and at least
+    the objective on the safe set; a concave function lies below its tangent, and the largest value of a tangent on the simplex is at
+    a vertex. So ``L(m) + max_i grad_i - grad . m`` bounds the optimum, whatever ``m`` and ``nu`` the solver came up with.
+    """
+    mu = torch.from_numpy(solution).requires_grad_()
+    value = -kl_divergence(torch.from_numpy(rho), mu)
+    margins = mdp.margins(mu)
+    if barrier:
+        value = value + barrier * margins.log().sum()
+        lagrangian = value
+    else:
+        lagrangian = value + (margins * torch.tensor(multipliers, dtype=torch.float64).clamp_min(0)).sum()
+    (gradient,) = torch.autograd.grad(lagrangian, mu)
+    upper = lagrangian + gradient.max() - (gradient * mu).sum()
+    return float(value.detach()), float(upper.detach())
+
+
+def _cvxpy() -> Any:
+    try:
+        import cvxpy
+    except ImportError as error:
+        raise ImportError("The certified bound needs CVXPY: pip install 'safe-m3-taxi[bounds]'") from error
+    return cvxpy

@@ -1,0 +1,208 @@
+"""The lifted mean-field MDP: a pure, batched, differentiable object. Every world, true or learned, is one."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from mf_taxi_env.grid import Grid
+from mf_taxi_env.motion import Motion
+from mf_taxi_env.noise import TruncatedGaussian
+from mf_taxi_env.safety import Constraint
+
+
+class Field(Protocol):
+    """A policy seen from the lifted MDP: the actions at all cell centres."""
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        """Actions at the cell centres, ``[..., K, action_dim]``, for the distribution after trips ``mu`` ``[..., K]`` at step ``t``."""
+        ...
+
+
+class Move(NamedTuple):
+    """What repositioning does to a distribution."""
+
+    mu: Tensor  #: next distribution [..., K]
+    uncertainty: Tensor  #: mean epistemic standard deviation of the fleet's move [...]; zero where the motion is known
+
+
+class Trajectory(NamedTuple):
+    """One episode of the lifted MDP, or a batch of them."""
+
+    mu: Tensor  #: [..., T + 1, K], the initial distribution first
+    rewards: Tensor  #: [..., T]
+    margins: Tensor  #: [..., T, n_constraints], of the T distributions that the policy causes
+    uncertainty: Tensor  #: [..., T], see :class:`Move`
+
+    @property
+    def returns(self) -> Tensor:
+        """Sum of rewards ``[...]``."""
+        return self.rewards.sum(-1)
+
+    @property
+    def worst_margin(self) -> Tensor:
+        """Smallest margin over steps and constraints ``[...]``; infinite without constraints."""
+        flat = self.margins.flatten(-2)
+        if flat.shape[-1] == 0:
+            return flat.new_full(flat.shape[:-1], torch.inf)
+        return flat.amin(-1)
+
+    @property
+    def violations(self) -> Tensor:
+        """Number of steps ``[...]`` at which some constraint is violated."""
+        return (self.margins < 0).any(-1).sum(-1)
+
+
+class MeanFieldMDP(ABC):
+    """What every lifted mean-field MDP offers: initial, transition, reward, margins.
+
+    The state is a distribution over the grid's cells; the action is a field, one action per cell centre. All operators take
+    leading batch dimensions, are differentiable, and hold no state of their own.
+
+    One step is :meth:`shift` (what happens to the fleet by itself, such as passenger trips) and then :meth:`move`
+    (what the policy makes of it); :meth:`transition` is the two together.
+
+    Args:
+        grid: Cells of the state space.
+        horizon: Steps per episode, at least 1.
+        action_dim: Dimension of the action at one cell.
+        constraints: Safety constraints; empty for none.
+        dtype: Floating-point type of all tensors.
+        device: Device of all tensors.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        horizon: int,
+        action_dim: int,
+        constraints: Sequence[Constraint] = (),
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not isinstance(horizon, int) or horizon < 1:
+            raise ValueError(f"horizon must be an integer >= 1, got {horizon!r}")
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point type, got {dtype}")
+        self.grid = grid
+        self.horizon = horizon
+        self.action_dim = action_dim
+        self.constraints = tuple(constraints)
+        self.dtype = dtype
+        self.device = torch.device(device)
+
+    @abstractmethod
+    def initial(self, batch: Sequence[int] = ()) -> Tensor:
+        """Initial distributions ``[*batch, K]``."""
+
+    @abstractmethod
+    def reward(self, mu: Tensor, actions: Tensor, next_mu: Tensor, t: int = 0) -> Tensor:
+        """Reward ``[...]`` of going from ``mu`` to ``next_mu`` (both ``[..., K]``) under ``actions`` at step ``t``."""
+
+    @abstractmethod
+    def move(self, mu: Tensor, actions: Tensor, t: int = 0) -> Move:
+        """Reposition the fleet and perturb it.
+
+        Args:
+            mu: Distribution after :meth:`shift`, ``[..., K]``.
+            actions: Actions at the cell centres, ``[..., K, action_dim]``.
+            t: Step of the episode.
+        """
+
+    def shift(self, mu: Tensor, t: int = 0) -> Tensor:
+        """What happens to ``mu`` ``[..., K]`` before the policy acts at step ``t``: nothing, unless a world says otherwise."""
+        return mu
+
+    def transition(self, mu: Tensor, actions: Tensor, t: int = 0) -> Tensor:
+        """The next distribution.
+
+        Args:
+            mu: Distributions ``[..., K]``.
+            actions: Actions at the cell centres, ``[..., K, action_dim]`` in ``[-1, 1]``.
+            t: Step of the episode, for worlds that change with time.
+
+        Returns:
+            ``[..., K]``, summing to one.
+        """
+        return self.move(self.shift(mu, t), actions, t).mu
+
+    def margins(self, mu: Tensor) -> Tensor:
+        """The margin of every constraint, ``[..., n_constraints]``; safe where all are at least zero."""
+        if not self.constraints:
+            return mu.new_zeros((*mu.shape[:-1], 0))
+        return torch.stack([constraint.margin(mu) for constraint in self.constraints], -1)
+
+    def rollout(self, policy: Field, mu: Tensor | None = None) -> Trajectory:
+        """One episode under ``policy``.
+
+        Args:
+            policy: Gives the field of actions from the distribution after trips.
+            mu: Initial distributions ``[..., K]``; default :meth:`initial`.
+        """
+        mu = self.initial() if mu is None else mu
+        states, rewards, uncertainty = [mu], [], []
+        for t in range(self.horizon):
+            shifted = self.shift(mu, t)
+            actions = policy.field(shifted, t)
+            moved = self.move(shifted, actions, t)
+            rewards.append(self.reward(mu, actions, moved.mu, t))
+            uncertainty.append(moved.uncertainty)
+            mu = moved.mu
+            states.append(mu)
+        # An adversary or an ensemble may add batch dimensions at the first move; earlier states broadcast to them.
+        path = torch.stack([state.expand_as(mu) for state in states], -2)
+        shape = mu.shape[:-1]
+        return Trajectory(
+            path,
+            torch.stack([reward.expand(shape) for reward in rewards], -1),
+            self.margins(path[..., 1:, :]),
+            torch.stack([value.expand(shape) for value in uncertainty], -1),
+        )
+
+
+class ParticleMDP(MeanFieldMDP):
+    """A lifted MDP whose particles head where a motion takes them and are then perturbed by noise.
+
+    Args:
+        grid: Cells of the state space.
+        motion: The true motion of a particle.
+        noise: What perturbs it.
+        horizon: Steps per episode.
+        constraints: Safety constraints.
+        dtype: Floating-point type.
+        device: Device of all tensors.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        motion: Motion,
+        noise: TruncatedGaussian,
+        *,
+        horizon: int,
+        constraints: Sequence[Constraint] = (),
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(
+            grid, horizon=horizon, action_dim=grid.dimension, constraints=constraints, dtype=dtype, device=device
+        )
+        self.motion = motion
+        self.noise = noise
+        self.centers = grid.centers(dtype=dtype, device=self.device)
+
+    def with_motion(self, motion: Motion) -> Self:
+        """The same world with another motion; the copy holds no reference to this one's."""
+        world = copy.copy(self)
+        world.motion = motion
+        return world
+
+    def move(self, mu: Tensor, actions: Tensor, t: int = 0) -> Move:
+        destinations = self.motion(self.centers, mu, actions)
+        return Move(self.noise.push_forward(mu, destinations), mu.new_zeros(mu.shape[:-1]))

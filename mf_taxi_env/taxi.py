@@ -1,0 +1,121 @@
+"""Taxi repositioning in a city, the world of Safe-M3-UCRL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mf_taxi_env.grid import Grid
+from mf_taxi_env.information import kl_divergence
+from mf_taxi_env.mdp import ParticleMDP
+from mf_taxi_env.motion import CongestedMotion, FreeMotion, Motion
+from mf_taxi_env.noise import TruncatedGaussian
+from mf_taxi_env.safety import Constraint, EntropyFloor
+from mf_taxi_env.scenarios.scenario import Scenario
+
+RewardTiming = Literal["current", "next"]
+
+
+class TaxiMDP(ParticleMDP):
+    """A fleet of taxis steered by one policy, in the mean-field limit (arXiv 2306.17052, Section 5 and Appendix D).
+
+    One step is a quarter of an hour. First passengers are served: of a cell's taxis ``min(mu, rho)`` are taken and end where the
+    city's trips end. Then the free choice: every taxi moves by the action of its cell, and Gaussian noise, truncated to the
+    city, perturbs where it arrives. The reward is ``-KL(rho || mu)``: the fleet should stand where the demand is.
+
+    Args:
+        scenario: Demand, trips and the default constraint.
+        horizon: Steps per episode.
+        noise_std: Standard deviation of the noise per axis, in sides of the unit square.
+        motion: ``"free"``, ``"congested"`` or a callable, see :class:`mf_taxi_env.motion.Motion`.
+        constraints: Safety constraints; default the scenario's entropy floor; ``()`` for none.
+        reward_timing: ``"current"`` rewards the distribution acted from, ``"next"`` the one that the action causes.
+        device: Device of all tensors.
+        dtype: Floating-point type.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> from mf_taxi_env import load_scenario
+        >>> mdp = TaxiMDP(load_scenario("shenzhen", cells=10))
+        >>> mu = mdp.initial((3,))
+        >>> mdp.transition(mu, torch.zeros(3, 100, 2)).shape
+        torch.Size([3, 100])
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        horizon: int = 12,
+        noise_std: float = 0.0175,
+        motion: Literal["free", "congested"] | Motion = "free",
+        constraints: Sequence[Constraint] | None = None,
+        reward_timing: RewardTiming = "current",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if reward_timing not in get_args(RewardTiming):
+            raise ValueError(f"reward_timing must be one of {get_args(RewardTiming)}, got {reward_timing!r}")
+        grid = Grid(scenario.cells)
+        if constraints is None:
+            constraints = (EntropyFloor(scenario.entropy_floor),)
+        super().__init__(
+            grid,
+            _named_motion(motion, grid),
+            TruncatedGaussian(grid, noise_std),
+            horizon=horizon,
+            constraints=constraints,
+            dtype=dtype,
+            device=device,
+        )
+        self.scenario = scenario
+        self.reward_timing: RewardTiming = reward_timing
+        # One row per step of the day; a single row where demand and trips do not change.
+        self._demand = torch.tensor(scenario.demand, dtype=dtype, device=self.device).reshape(-1, grid.size)
+        self._trips = torch.tensor(scenario.trips, dtype=dtype, device=self.device).reshape(-1, grid.size, grid.size)
+
+    def demand(self, t: int) -> Tensor:
+        """Demand ``rho_t``, ``[K]``; the last one known for steps past the scenario's."""
+        return self._demand[min(t, len(self._demand) - 1)]
+
+    def trips(self, t: int) -> Tensor:
+        """Trip probabilities ``Phi_t``, ``[K, K]``: row = origin, column = destination."""
+        return self._trips[min(t, len(self._trips) - 1)]
+
+    def initial(self, batch: Sequence[int] = ()) -> Tensor:
+        """Uniform distributions ``[*batch, K]``: the largest entropy, hence safe."""
+        return torch.full((*batch, self.grid.size), 1.0 / self.grid.size, dtype=self.dtype, device=self.device)
+
+    def shift(self, mu: Tensor, t: int = 0) -> Tensor:
+        """Passenger trips: ``min(mu, rho) Phi + (mu - min(mu, rho))``, ``[..., K]``."""
+        # min(mu, rho) is mu * min(1, rho / mu) without the quotient, whose gradient is NaN at an empty cell.
+        served = torch.minimum(mu, self.demand(t))
+        return served @ self.trips(t) + (mu - served)
+
+    def reward(self, mu: Tensor, actions: Tensor, next_mu: Tensor, t: int = 0) -> Tensor:
+        """``-KL(rho || mu)`` in nats, ``[...]``, at most zero."""
+        if self.reward_timing == "current":
+            return -kl_divergence(self.demand(t), mu)
+        return -kl_divergence(self.demand(t), next_mu)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.scenario.name!r}, cells={self.grid.cells}, horizon={self.horizon}, "
+            f"motion={self.motion}, constraints={self.constraints}, device={str(self.device)!r})"
+        )
+
+
+def _named_motion(motion: str | Motion, grid: Grid) -> Motion:
+    if not isinstance(motion, str):
+        if not callable(motion):
+            raise ValueError(f"motion must be 'free', 'congested' or a callable, got {motion!r}")
+        return motion
+    named: dict[str, Motion] = {"free": FreeMotion(), "congested": CongestedMotion(grid)}
+    if motion not in named:
+        raise ValueError(f"motion must be 'free', 'congested' or a callable, got {motion!r}")
+    return named[motion]

@@ -1,0 +1,7 @@
+"""Safe-M3-UCRL: safe model-based mean-field reinforcement learning for a fleet that must stay spread out."""
+
+from safe_m3_agent.agent import SafeM3UCRL
+from safe_m3_agent.config import Config
+from safe_m3_agent.history import Episode, History
+
+__all__ = ["Config", "Episode", "History", "SafeM3UCRL"]

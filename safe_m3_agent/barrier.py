@@ -1,0 +1,57 @@
+"""The relaxed logarithmic barrier and how its weight falls along the central path."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BarrierConfig:
+    """Weight and width of the log-barrier (arXiv 2306.17052, Eq. 8a; the published experiments hold the weight at 1).
+
+    Attributes:
+        initial: Weight ``lambda`` of the first plan, positive.
+        final: Smallest weight, positive; reached after ``certificates`` certified plans.
+        certificates: Certified plans over which the weight falls from ``initial`` to ``final``, geometrically. Certificates, not the
+            clock, drive it: the path is followed only as far as the model supports it.
+        width: ``delta``, in the constraint's unit: below it the logarithm continues as a quadratic.
+    """
+
+    initial: float = 0.3
+    final: float = 0.003
+    certificates: int = 15
+    width: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.final <= self.initial < math.inf:
+            raise ValueError(f"barrier weights must satisfy 0 < final <= initial, got final={self.final}, initial={self.initial}")
+        if self.certificates < 1:
+            raise ValueError(f"certificates must be at least 1, got {self.certificates}")
+        if not 0 < self.width < math.inf:
+            raise ValueError(f"width must be a positive number, got {self.width}")
+
+    def weight(self, certified: int) -> float:
+        """The weight ``lambda`` after ``certified`` certified plans."""
+        progress = min(1.0, certified / self.certificates)
+        return float(self.initial * (self.final / self.initial) ** progress)
+
+
+def relaxed_log_barrier(margin: Tensor, width: float) -> Tensor:
+    """``log(x)`` for ``x >= width``; below, its quadratic continuation ``log d - 3/2 + 2 x/d - x^2 / (2 d^2)``.
+
+    Value and first two derivatives agree at ``width``. The barrier is finite everywhere and its gradient grows with the violation, so
+    an unsafe policy finds back; a constant in place of the logarithm of a negative margin has none.
+
+    Args:
+        margin: Any shape.
+        width: ``delta > 0``.
+    """
+    # The clamp keeps the unused branch, and so its gradient, finite.
+    logarithm = margin.clamp_min(width).log()
+    scaled = margin / width
+    quadratic = math.log(width) - 1.5 + 2.0 * scaled - 0.5 * scaled.square()
+    return torch.where(margin >= width, logarithm, quadratic)

@@ -1,0 +1,102 @@
+"""The pessimistic certificate: a policy is executed only if the worst plausible motion keeps it safe."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
+from safe_m3_agent.policy import Policy
+
+
+@dataclass(frozen=True)
+class CertificateConfig:
+    """How hard the adversary looks.
+
+    Attributes:
+        restarts: Searches run side by side, at least 2: from the nominal motion, from the last adversaries, from random ones.
+        steps: Steps of each search; they bound the cost of a certificate.
+        attempts: Most certificates tried per episode, each on a policy nearer to the one in use.
+    """
+
+    restarts: int = 4
+    steps: int = 4
+    attempts: int = 3
+
+    def __post_init__(self) -> None:
+        if self.restarts < 2 or self.steps < 1 or self.attempts < 1:
+            raise ValueError("restarts must be at least 2, steps and attempts at least 1")
+
+
+class Certificate(NamedTuple):
+    """What the adversary found."""
+
+    margin: float  #: smallest margin found over steps, constraints and plausible motions; safe if at least zero
+    z: Tensor  #: the worst plausible motion found, [E]
+
+    @property
+    def certified(self) -> bool:
+        """Whether no plausible motion was found that breaks a constraint."""
+        return self.margin >= 0.0
+
+
+class Certifier:
+    """Searches the confidence set for the motion that brings a fixed policy closest to a violation.
+
+    The confidence set is the ball ``|z| <= beta`` of :meth:`HallucinatedMDP.plausible`, which holds the ensemble's members in all
+    directions and scales their disagreement to ``beta`` standard deviations. Where the margin is linear in the motion the least margin over it is
+    the mean less ``beta`` standard deviations of the margin itself. If the set holds the true motion (arXiv 2306.17052, Assumption 4) and the
+    search finds the minimum, a certified policy is safe. The search is local, so a certificate is strong evidence, not a proof.
+
+    Args:
+        config: How hard to look.
+    """
+
+    def __init__(self, config: CertificateConfig) -> None:
+        self.config = config
+
+    def certify(self, mdp: HallucinatedMDP, policy: Policy, known: Tensor, generator: torch.Generator) -> Certificate:
+        """Look for the worst plausible motion.
+
+        Args:
+            mdp: The learned world.
+            policy: The policy to judge.
+            known: Adversaries found before, ``[A, E]``, the last ones last.
+            generator: Source of the random starts.
+        """
+        z = self._starts(mdp, known, generator)
+        if mdp.model.exact:
+            with torch.no_grad():
+                return Certificate(float(mdp.rollout(HallucinatedField(policy)).worst_margin), z[0])
+        best_margin = torch.full(z.shape[:1], math.inf, dtype=z.dtype, device=z.device)
+        best = z
+        for step in range(self.config.steps + 1):
+            z = z.detach().requires_grad_()
+            trajectory = mdp.plausible(z).rollout(HallucinatedField(policy))
+            worst = trajectory.worst_margin
+            with torch.no_grad():
+                lower = worst < best_margin
+                best_margin = torch.where(lower, worst, best_margin)
+                best = torch.where(lower.unsqueeze(-1), z, best)
+            if step == self.config.steps:
+                break
+            # Every second search lowers all margins at once: the smallest one alone says nothing about the steps after it.
+            odd = torch.arange(len(worst), device=worst.device) % 2 == 1
+            aim = torch.where(odd, trajectory.margins.flatten(1).mean(1), worst)
+            (slope,) = torch.autograd.grad(aim.sum(), z)
+            # The margin is nearly linear over the ball, so each step goes to where its linearisation is least: on the sphere.
+            z = -mdp.beta * torch.nn.functional.normalize(slope, dim=-1)
+        found = best_margin.argmin()
+        return Certificate(float(best_margin[found]), best[found].detach())
+
+    def _starts(self, mdp: HallucinatedMDP, known: Tensor, generator: torch.Generator) -> Tensor:
+        random = torch.randn(
+            self.config.restarts - 1, mdp.model.members, generator=generator, dtype=known.dtype, device=known.device
+        )
+        sphere = mdp.beta * torch.nn.functional.normalize(torch.cat([random, known]), dim=-1)
+        nominal = known.new_zeros(1, mdp.model.members)
+        return torch.cat([nominal, sphere[-(self.config.restarts - 1) :]])

@@ -1,0 +1,185 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped, in safetensors and JSON. Nothing is ever unpickled.
+
+A saved agent is a folder of three files: ``run.json`` (settings of agent and world), ``scenario.npz`` and
+``checkpoint.safetensors``. The first two do not change during a run; the third is replaced whole after every episode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mf_taxi_env import CongestedMotion, EntropyFloor, FreeMotion, Scenario, TaxiMDP
+from mf_taxi_env.safety import Constraint
+from safe_m3_agent.config import Config
+
+FORMAT = "safe-m3-checkpoint"
+FORMAT_VERSION = 1
+RUN_FILE, SCENARIO_FILE, CHECKPOINT_FILE = "run.json", "scenario.npz", "checkpoint.safetensors"
+
+#: Constraints that a run file can name; others have to be handed in at loading, with their world.
+_CONSTRAINTS: dict[str, type[Constraint]] = {"EntropyFloor": EntropyFloor}
+
+D = TypeVar("D")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write tensors and JSON-able facts to one file, whole or not at all.
+
+    Raises:
+        OSError: If the file cannot be written; an older checkpoint is then intact.
+    """
+    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "facts": json.dumps(facts)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        temporary.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save_checkpoint` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a checkpoint, is corrupt, or is of another version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path} is not a checkpoint of this library (no {FORMAT!r} header)")
+            if metadata.get("version") != str(FORMAT_VERSION):
+                raise ValueError(f"{path} has format version {metadata.get('version')!r}; this library reads {FORMAT_VERSION}")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["facts"])  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+
+
+def write_run_files(folder: Path, mdp: TaxiMDP, config: Config, seed: int) -> None:
+    """Write the files that stay the same during a run.
+
+    Raises:
+        ValueError: If the folder holds a run with other settings.
+    """
+    run = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "seed": seed,
+        "config": dataclasses.asdict(config),
+        "world": _world_facts(mdp),
+    }
+    text = json.dumps(run, indent=2) + "\n"
+    target = folder / RUN_FILE
+    if target.exists():
+        if json.loads(target.read_text()) != json.loads(text):
+            raise ValueError(f"{folder} holds another run ({RUN_FILE} differs); choose an empty folder")
+        return
+    mdp.scenario.save(folder / SCENARIO_FILE)
+    write_atomically(target, text)
+
+
+def read_run_files(folder: Path, mdp: TaxiMDP | None, device: torch.device | str) -> tuple[TaxiMDP, Config, int]:
+    """The world, settings and seed of a saved run.
+
+    Args:
+        folder: The run's folder.
+        mdp: The world, where it cannot be rebuilt from files: with a motion or a constraint of the user's own.
+        device: Device of a rebuilt world.
+
+    Raises:
+        FileNotFoundError: If there is no run.
+        ValueError: If the files are not readable, or the world has to be handed in.
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no run at {folder}: it has no {RUN_FILE}")
+    try:
+        run = json.loads(path.read_text())
+        if run["format"] != FORMAT or run["version"] != FORMAT_VERSION:
+            raise ValueError(f"{path} has format {run['format']!r} version {run['version']!r}")
+        config, seed = from_dict(Config, run["config"]), int(run["seed"])
+        if mdp is None:
+            mdp = _rebuilt_world(run["world"], Scenario.load(folder / SCENARIO_FILE), device)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a readable run file: {error!r}") from error
+    return mdp, config, seed
+
+
+def from_dict(kind: type[D], values: dict[str, Any]) -> D:
+    """A (nested) dataclass from what ``dataclasses.asdict`` and JSON made of it."""
+    hints = typing.get_type_hints(kind)
+    built = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = from_dict(hints[name], value)  # type: ignore[arg-type]
+        built[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**built)
+
+
+def _world_facts(mdp: TaxiMDP) -> dict[str, Any]:
+    motion: dict[str, Any] = {"name": "custom"}
+    if isinstance(mdp.motion, FreeMotion):
+        motion = {"name": "free"}
+    elif isinstance(mdp.motion, CongestedMotion):
+        motion = {"name": "congested", "alpha": mdp.motion.alpha}
+    constraints = []
+    for constraint in mdp.constraints:
+        kind = type(constraint).__name__
+        known = _CONSTRAINTS.get(kind) is type(constraint) and dataclasses.is_dataclass(constraint)
+        constraints.append({"kind": kind, **dataclasses.asdict(constraint)} if known else {"kind": "custom"})  # type: ignore[call-overload]
+    return {
+        "horizon": mdp.horizon,
+        "noise_std": mdp.noise.std,
+        "reward_timing": mdp.reward_timing,
+        "dtype": str(mdp.dtype).removeprefix("torch."),
+        "motion": motion,
+        "constraints": constraints,
+    }
+
+
+def _rebuilt_world(facts: dict[str, Any], scenario: Scenario, device: torch.device | str) -> TaxiMDP:
+    kinds = [facts["motion"]["name"], *(constraint["kind"] for constraint in facts["constraints"])]
+    if "custom" in kinds:
+        raise ValueError("this run's world has a motion or constraint of the user's own: hand the world in, load(folder, mdp=...)")
+    motion = FreeMotion()
+    mdp = TaxiMDP(
+        scenario,
+        horizon=facts["horizon"],
+        noise_std=facts["noise_std"],
+        motion=motion,
+        constraints=[
+            _CONSTRAINTS[constraint["kind"]](**{name: value for name, value in constraint.items() if name != "kind"})
+            for constraint in facts["constraints"]
+        ],
+        reward_timing=facts["reward_timing"],
+        dtype=getattr(torch, facts["dtype"]),
+        device=device,
+    )
+    if facts["motion"]["name"] == "congested":
+        return mdp.with_motion(CongestedMotion(mdp.grid, facts["motion"]["alpha"]))
+    return mdp

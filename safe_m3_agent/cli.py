@@ -1,0 +1,219 @@
+"""The console script ``safe-m3``: train, evaluate, and show a policy on a finite fleet. Needs the extra ``agent``."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from mf_taxi_env import EntropyFloor, FleetRollout, FleetSimulator, TaxiMDP, certified_bound, load_scenario, score
+from mf_taxi_env.fleet import Resolution
+from mf_taxi_env.information import entropy, kl_divergence
+
+try:
+    import tyro
+
+    from mf_taxi_env.render import save_figure
+    from safe_m3_agent import figures
+    from safe_m3_agent.agent import SafeM3UCRL
+    from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE, write_atomically
+    from safe_m3_agent.config import Config
+    from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE, RunFolder
+except ImportError as missing:  # pragma: no cover - needs an environment without the extra
+    sys.exit(f"safe-m3: error: {missing}; install the agent's requirements: pip install 'safe-m3-taxi[agent]'")
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def train(
+    scenario: str = "shenzhen",
+    cells: int = 25,
+    episodes: int = 60,
+    out: Path = Path("runs/safe-m3"),
+    seed: int = 0,
+    horizon: int = 12,
+    noise_std: float = 0.0175,
+    motion: Literal["free", "congested"] = "free",
+    entropy_floor: float | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    config: Annotated[Config, tyro.conf.arg(name="")] = Config(),  # noqa: B008 - frozen
+) -> None:
+    """Learn a policy safely, and record the run in a folder.
+
+    Args:
+        scenario: Name of a built-in scenario, or path of a .npz scenario made by `mf-taxi build`.
+        cells: Cells per axis, k.
+        episodes: Episodes of the whole run.
+        out: Folder of the run.
+        seed: Seed of everything random.
+        horizon: Steps per episode, a quarter of an hour each.
+        noise_std: Standard deviation of the noise, in sides of the unit square.
+        motion: The true motion, which the agent does not see.
+        entropy_floor: Safety constraint, a share of log K; default the scenario's.
+        device: torch device.
+        resume: Go on with the run in `out` where there is one.
+        config: Settings of the agent.
+    """
+    data = load_scenario(scenario, cells=cells)
+    floor = data.entropy_floor if entropy_floor is None else entropy_floor
+    world = TaxiMDP(
+        data,
+        horizon=horizon,
+        noise_std=noise_std,
+        motion=motion,
+        constraints=[EntropyFloor(floor)],
+        reward_timing="next",
+        device=device,
+    )
+    agent = SafeM3UCRL(world, config, seed=seed)
+    if (out / RUN_FILE).exists():
+        if not resume:
+            raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another folder with --out")
+        agent.check_folder(out)
+        if (out / CHECKPOINT_FILE).exists():
+            agent = SafeM3UCRL.load(out, device=device)
+            print(f"Going on after episode {len(agent.history)} of the run in {out}")
+    bound = certified_bound(world)
+    print(f"{data.name}, {cells} x {cells} cells, entropy of the fleet at least {floor:.0%} of its maximum")
+    print(f"No policy earns more than {bound.reward:.3f} nats in {horizon} steps (KL {bound.kl:.4f} per step) and is safe\n")
+    remaining = episodes - len(agent.history)
+    if remaining > 0:
+        with RunFolder(out) as run:
+            agent.learn(remaining, callback=run, progress_bar=True)
+    history = agent.history
+    folder = out / FIGURES_FOLDER
+    save_figure(figures.learning_curve(history, world), folder / "learning_curve.png")
+    last = history[-1]
+    certified = [episode.episode for episode in history if episode.certified]
+    summary = {
+        "score": last.score,
+        "return": last.reward,
+        "bound": bound.reward,
+        "episodes": len(history),
+        "episodes_with_violation": history.violations,
+        "smallest_margin": min(history.column("min_margin")),
+        "first_certified_episode": certified[0] if certified else None,
+        "seconds": sum(history.column("seconds")),
+    }
+    write_atomically(out / "metrics.json", json.dumps(summary, indent=2) + "\n")
+    print(
+        _table(
+            ("score", f"{figures.finite(last.score)} of the possible (0 = staying put, 1 = certified bound)"),
+            ("return", f"{last.reward:.3f} nats"),
+            ("violations", f"in {history.violations} of {len(history)} executed episodes"),
+            ("smallest margin", f"{summary['smallest_margin']:.4f} nats"),
+            ("first certificate", f"episode {certified[0]}" if certified else "none yet"),
+            ("time", f"{summary['seconds']:.0f} s"),
+            ("run", f"{out} ({HISTORY_FILE}, {CHECKPOINT_FILE}, {EVENTS_FOLDER}/ for TensorBoard)"),
+            ("learning curve", str(folder / "learning_curve.png")),
+        )
+    )
+
+
+@app.command
+def evaluate(run: tyro.conf.Positional[Path], device: str = "cpu") -> None:
+    """Execute a trained policy in the true mean field, step by step.
+
+    Args:
+        run: Folder of a run.
+        device: torch device.
+    """
+    agent = SafeM3UCRL.load(run, device=device)
+    world = agent.mdp
+    with torch.no_grad():
+        executed = world.rollout(agent.policy)
+    kl = kl_divergence(torch.stack([world.demand(t) for t in range(world.horizon)]), executed.mu[1:])
+    print("step  KL to demand  entropy / max  smallest margin")
+    for t in range(world.horizon):
+        share = _entropy_share(executed.mu[t + 1])
+        worst = float(executed.margins[t].min()) if world.constraints else math.nan
+        print(f"{t + 1:4d}  {float(kl[t]):12.4f}  {share:13.4f}  {figures.finite(worst, 4):>15}")
+    bound = certified_bound(world)
+    print(f"mean  {float(kl.mean()):12.4f}  (certified bound {bound.kl:.4f})")
+    print(f"score {figures.finite(score(executed.mu[1:], world))}, {int(executed.violations)} violations")
+
+
+@app.command
+def fleet(
+    run: tyro.conf.Positional[Path],
+    taxis: int = 10_000,
+    runs: int = 10,
+    seed: int = 0,
+    resolution: Resolution = "cell",
+    device: str = "cpu",
+) -> None:
+    """Show a trained policy on a finite fleet of taxis.
+
+    Args:
+        run: Folder of a run.
+        taxis: Taxis in the fleet.
+        runs: Episodes, each from its own seed.
+        seed: Seed of the first episode; the next ones follow.
+        resolution: Whether a taxi departs from the centre of its cell, as in the mean field, or from where it is.
+        device: torch device.
+    """
+    if runs < 1:
+        raise ValueError(f"runs must be at least 1, got {runs}")
+    agent = SafeM3UCRL.load(run, device=device)
+    world = agent.mdp
+    with torch.no_grad():
+        executed = world.rollout(agent.policy)
+    rollouts = [
+        FleetSimulator(world, taxis, seed=seed + i, resolution=resolution).rollout(agent.policy) for i in range(runs)
+    ]
+    picture = run / FIGURES_FOLDER / f"fleet_{taxis}.png"
+    save_figure(figures.fleet_sheet(executed, rollouts[0], world), picture)
+    print(f"{taxis:,} taxis, {runs} episodes, resolution {resolution!r}\n")
+    print(_fleet_table(rollouts, executed.mu, world, taxis))
+    print(f"\npicture  {picture}")
+
+
+def _fleet_table(rollouts: Sequence[FleetRollout], mean_field: Tensor, world: TaxiMDP, taxis: int) -> str:
+    fleets = torch.stack([rollout.distributions for rollout in rollouts])[:, 1:]
+    demand = torch.stack([world.demand(t) for t in range(world.horizon)])
+    margins = world.margins(fleets).amin(-1).amin(-1) if world.constraints else torch.full((len(rollouts),), math.inf)
+    # The entropy of m samples falls short of that of their distribution by about (K - 1) / (2 m) (Miller 1955).
+    bias = (world.grid.size - 1) / (2 * taxis)
+    gap = 0.5 * (fleets - mean_field[1:]).abs().sum(-1)
+    occupied = torch.stack([rollout.occupied for rollout in rollouts])
+    travelled = torch.stack([rollout.travelled_km for rollout in rollouts]).mean()
+    limit = kl_divergence(demand, mean_field[1:]).mean()
+    return _table(
+        ("KL to demand", f"{float(kl_divergence(demand, fleets).mean()):.4f} per step (mean field {float(limit):.4f})"),
+        ("entropy", f"at least {min(_entropy_share(mu) for mu in fleets.flatten(0, 1)):.4f} of its maximum"),
+        ("smallest margin", f"{float(margins.min()):.4f} nats, {float(margins.min()) + bias:.4f} corrected for {taxis:,} samples"),
+        ("violations", f"in {int((margins < 0).sum())} of {len(rollouts)} episodes, {int((margins + bias < 0).sum())} corrected"),
+        ("mean field", f"{float(gap.mean()):.4f} away in total variation, on average"),
+        ("occupied", f"{float(occupied.mean()):.1%} of the taxis per step"),
+        ("repositioning", f"{float(travelled):.2f} km per taxi and step"),
+    )
+
+
+def _entropy_share(mu: Tensor) -> float:
+    return float(entropy(mu)) / math.log(mu.shape[-1])
+
+
+def _table(*rows: tuple[str, str]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``safe-m3``."""
+    try:
+        app.cli(prog="safe-m3", description="Safe-M3-UCRL: learn to reposition a fleet without ever leaving a district.", args=arguments)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        print(f"safe-m3: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

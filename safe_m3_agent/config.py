@@ -1,0 +1,69 @@
+"""All settings of the agent, frozen and validated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from safe_m3_agent.barrier import BarrierConfig
+from safe_m3_agent.certificate import CertificateConfig
+from safe_m3_agent.model.ensemble import EnsembleConfig
+from safe_m3_agent.planners.bptt import BPTTConfig
+from safe_m3_agent.policy import PolicyConfig
+
+PlannerName = Literal["bptt"]
+ModelName = Literal["ensemble", "known"]
+Exploration = Literal["free", "policy"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of :class:`~safe_m3_agent.SafeM3UCRL`.
+
+    Attributes:
+        planner: ``"bptt"``: MF-BPTT.
+        model: ``"ensemble"`` learns the motion; ``"known"`` is given it (Remark 1 of the paper).
+        constrained: ``False`` is M3-UCRL: no barrier and no certificate; margins are still recorded.
+        optimistic: Choose the hallucinated control together with the policy (Eq. 8a); ``False`` plans on the model's mean.
+        beta: Half-width of the confidence set in epistemic standard deviations, at least 0.
+        representative_agents: Representative taxis per episode, at least 1.
+        exploration: What representative taxis do: ``"free"``: where the model is least sure of among some random actions (they
+            carry no mass, so the fleet stays as safe as it is); ``"policy"``: what the fleet does, as in the paper.
+        exploration_candidates: Random actions that a freely exploring taxi chooses among, at least 1.
+        adversaries: Worst cases kept from certificates and planned against, at least 0.
+        policy: Kind of policy.
+        ensemble: Settings of the ensemble.
+        bptt: Settings of MF-BPTT.
+        barrier: Weight and width of the barrier.
+        certificate: How hard the certificate's adversary looks.
+    """
+
+    planner: PlannerName = "bptt"
+    model: ModelName = "ensemble"
+    constrained: bool = True
+    optimistic: bool = True
+    beta: float = 3.0
+    representative_agents: int = 1
+    exploration: Exploration = "free"
+    exploration_candidates: int = 16
+    adversaries: int = 2
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    bptt: BPTTConfig = field(default_factory=BPTTConfig)
+    barrier: BarrierConfig = field(default_factory=BarrierConfig)
+    certificate: CertificateConfig = field(default_factory=CertificateConfig)
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("planner", get_args(PlannerName)),
+            ("model", get_args(ModelName)),
+            ("exploration", get_args(Exploration)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            raise ValueError(f"beta must be a finite number >= 0, got {self.beta!r}")
+        for name, least in (("representative_agents", 1), ("exploration_candidates", 1), ("adversaries", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")

@@ -1,0 +1,99 @@
+"""Pictures of a run: how it learned, and where the fleet ends up."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mf_taxi_env import FleetRollout, TaxiMDP, Trajectory
+from mf_taxi_env.bound import certified_bound
+from mf_taxi_env.render import maps_sheet
+from safe_m3_agent.history import History
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: distinguishable with every kind of colour vision.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+
+
+def learning_curve(history: History, mdp: TaxiMDP) -> Figure:
+    """Score and return per episode against what is possible, and the safety margin per episode against the limit.
+
+    Args:
+        history: The executed episodes, at least one.
+        mdp: The world that they were executed in.
+    """
+    from matplotlib.figure import Figure
+
+    if not len(history):
+        raise ValueError("history must hold at least one episode")
+    episodes = np.array(history.column("episode"))
+    score = np.array(history.column("score"), dtype=float)
+    margin = np.array(history.column("min_margin"), dtype=float)
+    worst = np.array(history.column("worst_margin"), dtype=float)
+    certified = np.array(history.column("certified"), dtype=bool)
+    bound = certified_bound(mdp)
+
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    top.axhline(1.0, color=GREEN, linestyle="--", linewidth=1.2)
+    top.axhline(0.0, color=GREY, linestyle=":", linewidth=1.2)
+    top.plot(episodes, score, color=BLUE, linewidth=2, drawstyle="steps-post", label="policy in use")
+    top.plot(episodes[certified], score[certified], "o", color=BLUE, markersize=4, label="new policy certified")
+    edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 9}
+    top.annotate(
+        f"certified bound: {bound.reward:.2f} nats", (0.01, 1.0), xytext=(0, -4), va="top", color=GREEN, **edge
+    )
+    top.annotate("staying put", (0.99, 0.0), xytext=(0, 4), va="bottom", ha="right", color=GREY, **edge)
+    top.set_ylabel("score\n(share of the possible)")
+    finite = score[np.isfinite(score)]
+    top.set_ylim(min(-0.05, *(finite.tolist() or [0.0])) - 0.02, 1.08)
+    top.legend(loc="center right", frameon=False)
+    top.set_title(f"{mdp.scenario.name}: {len(history)} episodes, {history.violations} with a violation", loc="left")
+
+    # Only adversaries near the limit say something; early ones are far below and would flatten the rest.
+    top_of_view = 1.15 * max(float(np.nanmax(margin)), 1e-3)
+    bottom.axhspan(-10 * top_of_view, 0.0, color=RED, alpha=0.12, linewidth=0)
+    bottom.axhline(0.0, color=RED, linewidth=1.2)
+    bottom.plot(episodes, margin, color=BLUE, linewidth=2, drawstyle="steps-post", label="executed, smallest over the episode")
+    bottom.plot(episodes, worst, "v", color=ORANGE, markersize=4, label="candidate under its worst plausible motion")
+    violated = np.array(history.column("violations")) > 0
+    bottom.plot(episodes[violated], margin[violated], "x", color=RED, markersize=8, label="violation")
+    bottom.set_ylim(min(-0.4 * top_of_view, 1.1 * float(np.nanmin(margin))), top_of_view)
+    bottom.annotate("unsafe", (0.99, 0.0), xytext=(0, -4), va="top", ha="right", color=RED, **edge)
+    bottom.set_ylabel("safety margin\n(nats of entropy)")
+    bottom.set_xlabel("episode")
+    bottom.legend(loc="upper right", frameon=False, fontsize=9)
+    for axes in (top, bottom):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.01)
+    return figure
+
+
+def fleet_sheet(executed: Trajectory, rollout: FleetRollout, mdp: TaxiMDP) -> Figure:
+    """Demand, the distribution that the policy reaches in the mean field, and the taxis of a finite fleet, on one sheet.
+
+    Args:
+        executed: The policy's episode in the mean field.
+        rollout: Its episode with a finite fleet.
+        mdp: The world.
+    """
+    demand: NDArray[np.float64] = mdp.demand(mdp.horizon - 1).double().cpu().numpy()
+    reached: NDArray[np.float64] = executed.mu[-1].double().cpu().numpy()
+    m = len(rollout.positions)
+    return maps_sheet(
+        [("Demand", demand), (f"Fleet in the mean field, step {mdp.horizon}", reached)],
+        mdp.scenario.box,
+        points=(f"{m:,} taxis, step {mdp.horizon}", rollout.positions.double().cpu().numpy()),
+        title=f"{mdp.scenario.name}: where passengers are, and where the policy takes the fleet",
+    )
+
+
+def finite(value: float, digits: int = 3) -> str:
+    """A number for a person: ``-`` where there is none."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"

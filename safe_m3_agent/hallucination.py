@@ -1,0 +1,109 @@
+"""The learned world with hallucinated control: a mean-field MDP in which planners work, with no way to the true motion."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Never
+
+import torch
+from torch import Tensor
+
+from mf_taxi_env.mdp import Field, MeanFieldMDP, Move, ParticleMDP
+from safe_m3_agent.model.dynamics_model import DynamicsModel
+
+
+@dataclass(frozen=True)
+class UnknownMotion:
+    """Stands where the true motion stood, and refuses to move anyone."""
+
+    def __call__(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Never:
+        raise RuntimeError("the true motion is not known here: plan in a HallucinatedMDP")
+
+
+class HallucinatedMDP(MeanFieldMDP):
+    """The world as the agent knows it: true trips, noise, reward and constraints, and a learned motion.
+
+    An action is ``(a, eta)`` per cell: the policy's action and the hallucinated control that picks, within the confidence set, where it
+    leads: ``clip(m(z) + beta sigma_e(z) eta)`` with ``z = (s, mu', a)`` (arXiv 2306.17052, Eq. 7, diagonal case; ``sigma_e`` is
+    the epistemic standard deviation).
+
+    Args:
+        world: The known parts of the world. Its motion is dropped: nothing of this object leads to it.
+        model: The learned motion.
+        beta: Half-width of the confidence set in epistemic standard deviations, at least 0.
+    """
+
+    def __init__(self, world: ParticleMDP, model: DynamicsModel, beta: float) -> None:
+        if not beta >= 0:
+            raise ValueError(f"beta must be at least 0, got {beta!r}")
+        super().__init__(
+            world.grid,
+            horizon=world.horizon,
+            action_dim=2 * world.action_dim,
+            constraints=world.constraints,
+            dtype=world.dtype,
+            device=world.device,
+        )
+        self._world = world.with_motion(UnknownMotion())
+        self.model = model
+        self.beta = beta
+        self._z: Tensor | None = None
+
+    def initial(self, batch: Sequence[int] = ()) -> Tensor:
+        return self._world.initial(batch)
+
+    def shift(self, mu: Tensor, t: int = 0) -> Tensor:
+        return self._world.shift(mu, t)
+
+    def reward(self, mu: Tensor, actions: Tensor, next_mu: Tensor, t: int = 0) -> Tensor:
+        return self._world.reward(mu, actions[..., : self._world.action_dim], next_mu, t)
+
+    def move(self, mu: Tensor, actions: Tensor, t: int = 0) -> Move:
+        if self._z is not None:
+            batch = torch.broadcast_shapes(actions.shape[:-2], self._z.shape[:-1])
+            actions = actions.expand(*batch, *actions.shape[-2:])
+        moves, eta = actions.split(self._world.action_dim, -1)
+        belief = self.model.predict(self._world.centers, mu, moves)
+        destinations = belief.mean + self.beta * belief.epistemic * eta
+        if self._z is not None:
+            destinations = destinations + (self._z.movedim(-1, 0)[..., None, None] * belief.deviations).sum(0)
+        destinations = destinations.clamp(0.0, 1.0)
+        uncertainty = (mu * belief.epistemic.square().sum(-1).clamp_min(1e-20).sqrt()).sum(-1)
+        return Move(self._world.noise.push_forward(mu, destinations), uncertainty)
+
+    def plausible(self, z: Tensor) -> HallucinatedMDP:
+        """The world in which the motion is another one of the confidence set, the same function at every place and step.
+
+        ``m(x) + sum_e z_e (f_e(x) - m(x)) / sqrt(E - 1)`` with ``|z| <= beta`` stays within ``beta`` epistemic standard deviations of the
+        mean everywhere (Cauchy-Schwarz), and it errs at different places as the ensemble does, together. The least of a functional
+        that is linear in the motion, over all such ``z``, is its mean less ``beta`` of its standard deviations.
+
+        Args:
+            z: Directions ``[..., E]``; their batch dimensions become those of a rollout.
+        """
+        world = copy.copy(self)
+        world._z = z
+        return world
+
+
+class HallucinatedField:
+    """A policy together with a hallucinated control: the field of ``(a, eta)``.
+
+    Args:
+        policy: The policy.
+        eta: Hallucinated control at the cell centres in ``[-1, 1]``, ``[..., K, d]``, the same at all steps; ``None`` for none.
+    """
+
+    def __init__(self, policy: Field, eta: Tensor | None = None) -> None:
+        self.policy = policy
+        self.eta = eta
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        actions = self.policy.field(mu, t)
+        if self.eta is None:
+            return torch.cat([actions, torch.zeros_like(actions)], -1)
+        shape = torch.broadcast_shapes(actions.shape, self.eta.shape)
+        return torch.cat([actions.expand(shape), self.eta.expand(shape)], -1)
+

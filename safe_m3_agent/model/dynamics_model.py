@@ -1,0 +1,81 @@
+"""The interface of every model of motion: what it believes, how sure it is, and how it learns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mf_taxi_env.motion import Motion
+from safe_m3_agent.transitions import Transitions
+
+
+class Belief(NamedTuple):
+    """What a model believes of moves. Epistemic and aleatoric parts are never mixed."""
+
+    mean: Tensor  #: destinations [..., n, d] in [0, 1], before noise
+    epistemic: Tensor  #: standard deviation of what the model does not know [..., n, d]
+    aleatoric: Tensor  #: standard deviation of the noise [..., n, d]
+    deviations: Tensor  #: of E sampled motions from their mean, divided by sqrt(E - 1), [E, ..., n, d]; their squares sum to epistemic^2
+
+
+class DynamicsModel(ABC):
+    """Learns ``s, mu', a -> destination``."""
+
+    #: Whether the model is the truth itself, so that there is nothing to hallucinate and nothing to explore.
+    exact: bool = False
+    #: Number of sampled motions, ``E``.
+    members: int
+
+    @abstractmethod
+    def predict(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Belief:
+        """Belief about moves.
+
+        Args:
+            positions: ``[n, d]`` or ``[..., n, d]``.
+            mu: Distribution after trips ``[..., K]``.
+            actions: ``[..., n, d]``.
+        """
+
+    @abstractmethod
+    def fit(self, data: Transitions, generator: torch.Generator) -> None:
+        """Learn from all transitions so far."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Everything learned, as named tensors."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what :meth:`state` gave."""
+
+
+class KnownModel(DynamicsModel):
+    """The true motion, without uncertainty (arXiv 2306.17052, Remark 1).
+
+    Args:
+        motion: The motion.
+        noise_std: The world's noise.
+    """
+
+    exact = True
+    members = 1
+
+    def __init__(self, motion: Motion, noise_std: float) -> None:
+        self.motion = motion
+        self.noise_std = noise_std
+
+    def predict(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Belief:
+        mean = self.motion(positions, mu, actions)
+        return Belief(mean, torch.zeros_like(mean), torch.full_like(mean, self.noise_std), torch.zeros_like(mean).unsqueeze(0))
+
+    def fit(self, data: Transitions, generator: torch.Generator) -> None:
+        """Nothing is left to learn."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Nothing was learned."""

@@ -1,0 +1,1 @@
+"""Planners: they improve a policy in whichever mean-field MDP they are given."""
