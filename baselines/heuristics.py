@@ -1,4 +1,4 @@
-"""Heuristic policies, with the call of every policy: ``policy(positions, mu, t)`` for a fleet, ``field(mu, t)`` for the mean field."""
+"""Heuristic policies, called as every policy: ``policy(positions, mu, t)`` by a fleet, ``field(mu, t)`` by the mean field."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
 
 
 def demand_match(distributions: Tensor, mdp: TaxiMDP) -> float:
-    """``R``: the sum of ``-KL(rho_t || mu_{t+1})`` over distributions ``[T, K]`` caused at steps ``t = 0 .. T - 1``, in nats."""
+    """``R``: the sum of ``-KL(rho_t || mu_{t+1})`` over distributions ``[T, K]`` caused at steps ``0 .. T - 1``, in nats."""
     demand = torch.stack([mdp.demand(t) for t in range(mdp.horizon)]).to(distributions.dtype)
     return -float(kl_divergence(demand, distributions).sum())
 
@@ -165,9 +165,10 @@ def _certificate(
 ) -> tuple[float, float]:
     """Value of the solution, and a proven upper bound on every distribution's value.
 
-    For any multipliers ``nu >= 0`` the Lagrangian ``L(mu) = -KL + nu . margins`` (or the barrier objective) is concave and at least
-    the objective on the safe set; a concave function lies below its tangent, and the largest value of a tangent on the simplex is at
-    a vertex. So ``L(m) + max_i grad_i - grad . m`` bounds the optimum, whatever ``m`` and ``nu`` the solver came up with.
+    For any multipliers ``nu >= 0`` the Lagrangian ``L(mu) = -KL + nu . margins`` (or the barrier objective) is concave and at
+    least the objective on the safe set; a concave function lies below its tangent, and the largest value of a tangent on the
+    simplex is at a vertex. So ``L(m) + max_i grad_i - grad . m`` bounds the optimum, whatever ``m`` and ``nu`` the solver
+    came up with.
     """
     mu = torch.from_numpy(solution).requires_grad_()
     value = -kl_divergence(torch.from_numpy(rho), mu)

@@ -20,7 +20,7 @@ class FleetPolicy(Protocol):
     """A policy as a taxi sees it."""
 
     def __call__(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
-        """Actions ``[m, 2]`` in ``[-1, 1]`` of taxis at ``positions`` ``[m, 2]``, with ``mu`` ``[K]`` the distribution after trips."""
+        """Actions ``[m, 2]`` in ``[-1, 1]`` of taxis at ``positions`` ``[m, 2]``, given ``mu`` ``[K]`` after trips."""
         ...
 
 
@@ -41,17 +41,18 @@ class FleetRollout(NamedTuple):
 class FleetSimulator:
     """``m`` taxis with continuous positions in a :class:`~mf_taxi_env.TaxiMDP`.
 
-    One step: each taxi of cell ``c`` is occupied with probability ``min(1, rho(c) / mu(c))`` and is then carried to a cell drawn
-    from ``Phi[c]``, to a uniform point of it; every taxi then acts, and truncated Gaussian noise perturbs where it arrives.
+    One step: each taxi of cell ``c`` is occupied with probability ``min(1, rho(c) / mu(c))`` and is then carried to a cell
+    drawn from ``Phi[c]``, to a uniform point of it; every taxi then acts, and truncated Gaussian noise perturbs where it
+    arrives.
 
     Args:
         mdp: The world.
         n_taxis: Fleet size ``m``, at least 1.
         seed: Seed of the fleet's own generator; the same seed gives the same fleet on the same device.
         device: Device of the fleet; default the world's.
-        resolution: ``"cell"`` lets a taxi act and depart from the centre of its cell, which is what the lifted MDP says: the empirical
-            distribution converges to the mean field at rate ``1/sqrt(m)``. ``"continuous"`` lets it act and depart from
-            where it is, as a real taxi does; its limit differs from the mean field by the size of a cell.
+        resolution: ``"cell"`` lets a taxi act and depart from the centre of its cell, which is what the lifted MDP says: the
+            empirical distribution converges to the mean field at rate ``1/sqrt(m)``. ``"continuous"`` lets it act and depart
+            from where it is, as a real taxi does; its limit differs from the mean field by the size of a cell.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -84,7 +85,7 @@ class FleetSimulator:
         self.reset()
 
     def reset(self) -> Tensor:
-        """Start an episode: positions drawn from the world's initial distribution. Returns the empirical distribution ``[K]``."""
+        """Start an episode from the world's initial distribution, and return the empirical one, ``[K]``."""
         self.t = 0
         cells = torch.multinomial(self.mdp.initial(), self.n_taxis, replacement=True, generator=self._generator)
         self.positions = self._somewhere_in(cells)
@@ -107,8 +108,8 @@ class FleetSimulator:
         where it has not been done.
 
         Args:
-            mu: The distribution ``[K]`` that these taxis live in. Default is their own; given, they are representative taxis: they
-                carry no mass and share their passengers with a fleet of that distribution.
+            mu: The distribution ``[K]`` that these taxis live in. Default is their own; given, they are representative taxis:
+                they carry no mass and share their passengers with a fleet of that distribution.
 
         Returns:
             The empirical distribution after trips, ``[K]``.

@@ -42,7 +42,7 @@ class Grid:
     @property
     def size(self) -> int:
         """Number of cells, ``K = k ** dimension``: the length of a distribution."""
-        return self.cells**self.dimension
+        return int(self.cells**self.dimension)
 
     def edges(self, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
         """The cell edges of one axis, ``[k + 1]``, from 0 to 1."""

@@ -32,4 +32,5 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
     Returns:
         ``sum p log(p / q)``, ``[...]``, at least zero.
     """
-    return (torch.special.xlogy(p, p) - p * q.clamp_min(MASS_FLOOR).log()).sum(-1)
+    divergence: Tensor = (torch.special.xlogy(p, p) - p * q.clamp_min(MASS_FLOOR).log()).sum(-1)
+    return divergence

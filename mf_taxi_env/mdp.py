@@ -20,7 +20,7 @@ class Field(Protocol):
     """A policy seen from the lifted MDP: the actions at all cell centres."""
 
     def field(self, mu: Tensor, t: int) -> Tensor:
-        """Actions at the cell centres, ``[..., K, action_dim]``, for the distribution after trips ``mu`` ``[..., K]`` at step ``t``."""
+        """Actions at the cell centres, ``[..., K, action_dim]``, for ``mu`` ``[..., K]`` after trips at step ``t``."""
         ...
 
 
@@ -190,9 +190,7 @@ class ParticleMDP(MeanFieldMDP):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(
-            grid, horizon=horizon, action_dim=grid.dimension, constraints=constraints, dtype=dtype, device=device
-        )
+        super().__init__(grid, horizon=horizon, action_dim=grid.dimension, constraints=constraints, dtype=dtype, device=device)
         self.motion = motion
         self.noise = noise
         self.centers = grid.centers(dtype=dtype, device=self.device)

@@ -41,7 +41,7 @@ class FreeMotion:
 class CongestedMotion:
     """Moves shorten with the local density: ``clip(s + a / (1 + alpha K mu(c(s))), 0, 1)``.
 
-    ``K mu(c)`` is the density relative to a uniform fleet, so ``alpha = 0.05`` slows a vehicle by 5 % at uniform density and by a
+    ``K mu(c)`` is the density relative to a uniform fleet: ``alpha = 0.05`` slows a vehicle by 5 % at uniform density and by a
     third where the fleet is ten times as dense. The dynamics then depend on the distribution.
 
     Args:

@@ -40,8 +40,9 @@ class TruncatedGaussian:
             ``[..., d, k]``; the last axis sums to one.
         """
         edges = self.grid.edges(dtype=destinations.dtype, device=destinations.device)
-        # erf is twice the distance of the normal CDF from one half; the factors cancel in the quotient. It is 1 in float64 from 5.9 on:
-        # the clamp changes no value and spares the backward pass the denormal tails of exp(-x^2), which are slow.
+        # erf is twice the distance of the normal CDF from one half; the factors cancel in the quotient. It is 1 in float64
+        # from 5.9 on: the clamp changes no value and spares the backward pass the denormal tails of exp(-x^2), which are
+        # slow.
         cdf = torch.erf(((edges - destinations.unsqueeze(-1)) * (1.0 / (self.std * math.sqrt(2.0)))).clamp(-6.0, 6.0))
         return cdf.diff(dim=-1) / (cdf[..., -1:] - cdf[..., :1])
 

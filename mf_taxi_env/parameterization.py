@@ -1,4 +1,4 @@
-"""Policy parameterizations: a flat action of the Gymnasium env to a field of actions over the city, and back to any position."""
+"""Policy parameterizations: from a flat action of the Gymnasium env to actions all over the city."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class CellField(Parameterization):
         return self.grid.size * self.action_dim
 
     def field(self, parameters: Tensor) -> Tensor:
-        return parameters.unflatten(-1, (self.grid.size, self.action_dim))
+        return parameters.reshape(*parameters.shape[:-1], self.grid.size, self.action_dim)
 
     def at(self, parameters: Tensor, positions: Tensor) -> Tensor:
         return self.field(parameters)[..., self.grid.index(positions), :]
@@ -86,10 +86,13 @@ class BilinearField(Parameterization):
     def field(self, parameters: Tensor) -> Tensor:
         if self._weights.device != parameters.device or self._weights.dtype != parameters.dtype:
             self._weights = self.weights(self.grid.centers(dtype=parameters.dtype, device=parameters.device))
-        return self._weights @ parameters.unflatten(-1, (-1, self.action_dim))
+        return self._weights @ self._nodes(parameters)
 
     def at(self, parameters: Tensor, positions: Tensor) -> Tensor:
-        return self.weights(positions.to(parameters.dtype)) @ parameters.unflatten(-1, (-1, self.action_dim))
+        return self.weights(positions.to(parameters.dtype)) @ self._nodes(parameters)
+
+    def _nodes(self, parameters: Tensor) -> Tensor:
+        return parameters.reshape(*parameters.shape[:-1], -1, self.action_dim)
 
 
 def make_parameterization(name: str | Parameterization, grid: Grid, action_dim: int) -> Parameterization:

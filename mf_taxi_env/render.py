@@ -10,7 +10,7 @@ import math
 import os
 import textwrap
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,10 +41,28 @@ FORMATS = (".png", ".pdf", ".svg")
 PERCENTILE = 99.5
 #: ... which is the case if the highest peak is this many times higher.
 PEAK_RATIO = 2.0
-#: Most arrows per axis.
+#: About the most arrows per axis.
 ARROWS = 13
-GREY = "0.85"
-TEXT_WIDTH = 46
+#: A study area this many times wider than high is drawn with its colour bars below.
+WIDE = 1.5
+#: Under points and where there is nothing to colour.
+GROUND = "0.93"
+#: Characters per line of a sheet's text.
+TEXT_WIDTH = 40
+#: What a sheet tells of a scenario's provenance: key and label.
+PROVENANCE = {
+    "source": "source",
+    "file": "file",
+    "window": "window",
+    "smoothing": "smoothing",
+    "rows": "rows read",
+    "bad_rows": "unreadable",
+    "rows_outside_window": "outside window",
+    "rows_outside_box": "start outside",
+    "rows_leaving": "end outside",
+    "trips": "trips as demand",
+    "trips_inside": "trips inside",
+}
 
 
 class Scale(NamedTuple):
@@ -54,8 +72,8 @@ class Scale(NamedTuple):
     """Maps multiples of a uniform fleet to colours."""
     label: str
     """Unit, kind of scale, and where it is clipped."""
-    extend: Literal["neither", "max"]
-    """For the colour bar: ``"max"`` where cells lie above the scale."""
+    extend: str
+    """For the colour bar: ``"max"`` where cells lie above the scale, else ``"neither"``."""
 
 
 def common_scale(distributions: Sequence[Tensor | ArrayLike]) -> Scale:
@@ -76,12 +94,15 @@ def common_scale(distributions: Sequence[Tensor | ArrayLike]) -> Scale:
     if not distributions:
         raise ValueError("distributions must hold at least one distribution, got none")
     values = np.concatenate([_multiples(distribution).ravel() for distribution in distributions])
-    peak, top = float(values.max()), float(np.percentile(values, PERCENTILE))
-    label, clipped = f"{UNIT}, square-root scale", peak > PEAK_RATIO * top > 0
-    if clipped:
-        label += f"\nclipped at the {PERCENTILE:g}th percentile; peak {peak:.3g}"
+    peak, percentile = float(values.max()), float(np.percentile(values, PERCENTILE))
+    clipped = peak > max(PEAK_RATIO * percentile, 2.0)
     # A uniform fleet belongs in the middle of the colours, not at their end.
-    return Scale(PowerNorm(0.5, 0.0, max(top if clipped else peak, 2.0)), label, "max" if clipped else "neither")
+    top = max(percentile if clipped else peak, 2.0)
+    label = f"{UNIT}, square-root scale"
+    if clipped:
+        share = (values < top).mean()
+        label += f"\nclipped at {top:.3g} (percentile {100 * share:.1f}), peak {peak:.3g}"
+    return Scale(PowerNorm(0.5, 0.0, top), label, "max" if clipped else "neither")
 
 
 def draw_map(
@@ -161,7 +182,7 @@ def maps_sheet(
             axes.tick_params(labelleft=False)
         if index + columns < count:
             axes.tick_params(labelbottom=False)
-    figure.colorbar(image, ax=grid, label=scale.label, extend=scale.extend, aspect=25, pad=0.02)
+    _colour_bar(figure, image, list(grid.flat), scale.label, scale.extend)
     if title:
         figure.suptitle(title, parse_math=False)
     return figure
@@ -184,23 +205,28 @@ def scenario_sheet(scenario: Scenario) -> Figure:
     length, east, north = trip_lengths(scenario)
 
     width, height = box_km(box)
-    figure = _figure((10.5, 10.5 * min(max(height / width, 0.5), 2.0) * 0.78 + 1.6))
+    # Compressing a wide city's low maps would push titles into each other; its sheet is as high as the text needs.
+    wide = width > WIDE * height
+    figure = _figure((10.5, 9.0 if wide else min(8.2 * height / width, 14.0) + 1.6), "constrained" if wide else "compressed")
     (demand_axes, ends_axes), (trips_axes, text_axes) = figure.subplots(2, 2)
     scale = common_scale([demand, ends])
     draw_map(demand_axes, demand, box, norm=scale.norm, title="Demand: where trips start")
     image = draw_map(ends_axes, ends, box, norm=scale.norm, title="Where these trips end")
     ends_axes.tick_params(labelleft=False)
-    figure.colorbar(image, ax=[demand_axes, ends_axes], label=scale.label, extend=scale.extend, aspect=22, pad=0.02)
+    _colour_bar(figure, image, [demand_axes, ends_axes], scale.label, scale.extend)
 
-    no_trips = np.diagonal(scenario.trips, axis1=-2, axis2=-1).reshape(-1, size).min(0) == 1.0
+    no_trips = _without_trips(scenario)
+    known = length[~no_trips] if not no_trips.all() else np.zeros(1)
+    # Cells with a handful of trips have extreme means; they must not take the colours of the rest.
+    low, high = np.percentile(known, (2, 98))
+    norm = Normalize(low, high if high > low else low + 1.0)
     shown = np.where(no_trips, np.nan, length).reshape(scenario.cells, scenario.cells)
-    limit = float(np.nanmax(shown)) if not no_trips.all() else 1.0
-    heading = "Trips from each cell: length and mean way" + (" (grey: none)" if no_trips.any() else "")
-    image = _draw_cells(trips_axes, shown, box, Normalize(0.0, limit or 1.0), "cividis", heading)
-    figure.colorbar(image, ax=trips_axes, label="mean trip length [km]", aspect=22, pad=0.02)
-    _draw_arrows(trips_axes, scenario, np.where(no_trips, np.nan, east), np.where(no_trips, np.nan, north))
-    weight = np.where(no_trips, 0.0, demand)
-    _write_facts(text_axes, _facts(scenario, float(weight @ length / max(weight.sum(), 1e-12))))
+    image = _draw_cells(
+        trips_axes, shown, box, norm, "cividis", "Trips from each cell" + " (grey: no trips)" * bool(no_trips.any())
+    )
+    _colour_bar(figure, image, [trips_axes], "mean trip length [km]", "both")
+    _draw_arrows(trips_axes, scenario, np.where(no_trips, 0.0, east), np.where(no_trips, 0.0, north))
+    _write_facts(text_axes, _facts(scenario))
     figure.suptitle(scenario.name, parse_math=False, fontsize="xx-large")
     return figure
 
@@ -230,6 +256,13 @@ def trip_lengths(scenario: Scenario) -> tuple[NDArray[np.float64], NDArray[np.fl
     return length.ravel(), east.ravel(), north.ravel()
 
 
+def mean_trip(scenario: Scenario) -> float:
+    """Mean length of all trips in kilometres, between cell centres; cells whose taxis stay for want of trips do not count."""
+    demand = scenario.demand.reshape(-1, scenario.cells**2).mean(0)
+    weight = np.where(_without_trips(scenario), 0.0, demand)
+    return float(weight @ trip_lengths(scenario)[0] / max(weight.sum(), 1e-12))
+
+
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure, whole or not at all.
 
@@ -244,7 +277,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
         OSError: If the file cannot be written.
         ValueError: If the suffix is another one.
     """
-    target = check_format(path)
+    target = Path(path)
+    if target.suffix.lower() not in FORMATS:
+        raise ValueError(f"path must end in one of {', '.join(FORMATS)}, got {os.fspath(path)!r}")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         figure.savefig(temporary, format=target.suffix[1:].lower(), dpi=150)
@@ -254,22 +289,32 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def check_format(path: str | os.PathLike[str]) -> Path:
-    """The path, if :func:`save_figure` can write its format.
-
-    Raises:
-        ValueError: If its suffix is none of ``.png``, ``.pdf`` and ``.svg``.
-    """
-    target = Path(path)
-    if target.suffix.lower() not in FORMATS:
-        raise ValueError(f"a picture's file must end in one of {', '.join(FORMATS)}, got {os.fspath(path)!r}")
-    return target
-
-
-def _figure(size: tuple[float, float]) -> Figure:
-    figure = Figure(figsize=size, layout="compressed")
+def _figure(size: tuple[float, float], layout: Literal["constrained", "compressed"] = "compressed") -> Figure:
+    figure = Figure(figsize=size, layout=layout)
     FigureCanvasAgg(figure)
     return figure
+
+
+def _colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], label: str, extend: str) -> None:
+    # Beside a map as low as that of a wide city the label would not fit.
+    (west, east), (south, north) = axes[0].get_xlim(), axes[0].get_ylim()
+    wide = (east - west) > WIDE * (north - south) * float(axes[0].get_aspect())
+    place: dict[str, Any] = {"location": "bottom", "aspect": 40, "shrink": 0.9} if wide else {"location": "right", "aspect": 22}
+    bar = figure.colorbar(image, ax=axes, label=label, extend=extend, pad=0.02, **place)
+    if isinstance(image.norm, PowerNorm):
+        # Round numbers in even-looking steps: under the square root equal steps would crowd at the top.
+        top, ticks = image.norm.vmax or 1.0, [0.0]
+        for tick in (digit * 10.0**power for power in range(-1, 5) for digit in (1, 2, 5)):
+            if tick <= top and math.sqrt(tick / top) - math.sqrt(ticks[-1] / top) >= 0.07:
+                ticks.append(tick)
+        bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        bar.minorticks_off()
+
+
+def _without_trips(scenario: Scenario) -> NDArray[np.bool_]:
+    """The cells ``[K]`` that have the identity row at every step."""
+    stays = np.diagonal(scenario.trips, axis1=-2, axis2=-1).reshape(-1, scenario.cells**2)
+    return np.asarray(stays.min(0) == 1.0)
 
 
 def _array(values: Tensor | ArrayLike) -> NDArray[np.float64]:
@@ -291,7 +336,9 @@ def _draw_cells(axes: Axes, values: NDArray[np.float64], box: Box, norm: Normali
     """Values ``[k, k]``, longitude first; NaN shows the ground."""
     _prepare(axes, box, title)
     # Images have rows first: latitude, and the first row at the bottom.
-    return axes.imshow(values.T, origin="lower", extent=box, norm=norm, cmap=cmap, interpolation="nearest", aspect=axes.get_aspect())
+    return axes.imshow(
+        values.T, origin="lower", extent=box, norm=norm, cmap=cmap, interpolation="nearest", aspect=axes.get_aspect()
+    )
 
 
 def _draw_points(axes: Axes, positions: Tensor | ArrayLike, box: Box, title: str) -> None:
@@ -308,7 +355,7 @@ def _draw_points(axes: Axes, positions: Tensor | ArrayLike, box: Box, title: str
 
 def _prepare(axes: Axes, box: Box, title: str) -> None:
     west, east, south, north = validated_box(box)
-    axes.set_facecolor("0.96")
+    axes.set_facecolor(GROUND)
     axes.set_xlim(west, east)
     axes.set_ylim(south, north)
     # A degree of longitude is shorter than one of latitude by the cosine of the latitude.
@@ -321,81 +368,78 @@ def _prepare(axes: Axes, box: Box, title: str) -> None:
 
 def _degrees(low: float, high: float, letters: str) -> tuple[list[float], list[str]]:
     """Round positions within the range, and their labels such as ``114.05°E``."""
-    ticks = [float(tick) for tick in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
-    decimals = max(0, -math.floor(math.log10((high - low) / 4)))
+    steps = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
+    decimals = max(0, -math.floor(math.log10(steps[1] - steps[0]) + 1e-6))
+    ticks = [float(tick) for tick in steps if low <= tick <= high]
     return ticks, [f"{abs(tick):.{decimals}f}°{letters[tick < 0] if tick else ''}" for tick in ticks]
 
 
 def _draw_arrows(axes: Axes, scenario: Scenario, east: NDArray[np.float64], north: NDArray[np.float64]) -> None:
-    """Mean displacements ``[K]`` in kilometres as arrows from a subset of the cells, with a key."""
+    """Mean displacements ``[K]`` in kilometres as arrows from a subset of the cells; the axis label gives their scale."""
     k, (west, right, south, top) = scenario.cells, scenario.box
-    step = math.ceil(k / ARROWS)
-    chosen = np.arange((k - 1) % step // 2, k, step)
-    x, y = west + (chosen + 0.5) / k * (right - west), south + (chosen + 0.5) / k * (top - south)
-    u, v = (field.reshape(k, k)[np.ix_(chosen, chosen)].T for field in (east, north))
-    longest = float(np.nan_to_num(np.hypot(u, v)).max())
-    if longest == 0.0:
+    width, height = box_km(scenario.box)
+    # Gaps between arrows are about equal along both axes.
+    i, j = (_subset(k, max(2, round(ARROWS * side / max(width, height)))) for side in (width, height))
+    x, y = west + (i + 0.5) / k * (right - west), south + (j + 0.5) / k * (top - south)
+    u, v = (field.reshape(k, k)[np.ix_(i, j)].T for field in (east, north))
+    lengths = np.hypot(u, v)
+    moving = lengths > 0
+    if not moving.any():
         return
-    # The longest arrow is as long as two of the gaps between arrows.
-    arrows = axes.quiver(
-        *np.meshgrid(x, y), u, v, pivot="tail", units="width", width=0.005, scale=longest * len(chosen) / 2,
-        scale_units="width", color="white", edgecolor="black", linewidth=0.4,
+    longest = float(lengths.max())
+    usual = float(np.percentile(lengths[moving], 95))
+    # One far trip from a cell with few must not shrink all other arrows to dots.
+    cut = longest > 1.5 * usual
+    longest = usual if cut else longest
+    shrink = np.minimum(1.0, longest / np.where(moving, lengths, longest))[moving]
+    lon, lat = (grid[moving] for grid in np.meshgrid(x, y))
+    # The longest arrow spans about one and a half gaps between arrows.
+    axes.quiver(
+        lon, lat, u[moving] * shrink, v[moving] * shrink, scale=longest * len(i) / 1.5, scale_units="width",
+        width=0.0045, headwidth=3.5, color="white", edgecolor="black", linewidth=0.4,
     )  # fmt: skip
-    unit = float(f"{longest / 2:.1g}")
-    axes.quiverkey(arrows, 0.88, -0.11, unit, f"{unit:g} km", labelpos="E", color="black", fontproperties={"size": "small"})
+    axes.set_xlabel(f"mean displacement; the longest arrows are {longest:.1f} km{' or more' if cut else ''}", fontsize="small")
 
 
-def _facts(scenario: Scenario, mean_trip: float) -> list[tuple[str, str]]:
+def _subset(cells: int, most: int) -> NDArray[np.int64]:
+    """About ``most`` evenly spaced cells of an axis, or all where there are no more."""
+    step = max(1, round(cells / most))
+    return np.arange((cells - 1) % step // 2, cells, step)
+
+
+def _facts(scenario: Scenario) -> list[tuple[str, str]]:
     """What the sheet says in words: label and value."""
     k, (width, height) = scenario.cells, box_km(scenario.box)
     facts = [
-        ("grid", f"{k} x {k} cells of {width / k:.2g} x {height / k:.2g} km"),
+        ("grid", f"{k} x {k} cells of {width / k:.3g} x {height / k:.3g} km"),
         ("area", f"{width:.1f} x {height:.1f} km"),
         ("demand entropy", f"{scenario.demand_entropy:.1%} of the maximum"),
         ("entropy floor", f"{scenario.entropy_floor:.1%} of the maximum"),
-        ("mean trip", f"{mean_trip:.2f} km"),
+        ("mean trip", f"{mean_trip(scenario):.2f} km"),
     ]
     if scenario.demand.ndim == 2 or scenario.trips.ndim == 3:
-        facts.append(("time", f"{max(len(scenario.demand), len(scenario.trips))} steps; their mean is shown"))
-    return facts + _provenance_facts(scenario.provenance)
-
-
-def _provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    labels = {
-        "source": "source",
-        "file": "file",
-        "window": "window",
-        "smoothing": "smoothing",
-        "rows": "rows read",
-        "bad_rows": "unreadable",
-        "rows_outside_window": "outside window",
-        "rows_outside_box": "start outside",
-        "rows_leaving": "end outside",
-        "trips": "trips, demand",
-        "trips_inside": "trips, inside",
-    }
-    facts = []
-    for key, label in labels.items():
-        value = provenance.get(key)
+        steps = len(scenario.demand if scenario.demand.ndim == 2 else scenario.trips)
+        facts.append(("time", f"{steps} steps; their mean is shown"))
+    for key, label in PROVENANCE.items():
+        value = scenario.provenance.get(key)
         if value is None or value == "":
             continue
         if isinstance(value, (list, tuple)):
-            text = " to ".join(map(str, value))
-        elif isinstance(value, (int, float)):
-            text = f"{value:,.0f}"
-        else:
-            text = str(value)
-        facts.append((label, text))
+            value = " to ".join(map(str, value))
+        elif key == "smoothing":
+            value = f"median of {value} x {value} cells"
+        facts.append((label, f"{value:,.0f}" if isinstance(value, (int, float)) else str(value)))
     return facts
 
 
 def _write_facts(axes: Axes, facts: Sequence[tuple[str, str]]) -> None:
     axes.set_axis_off()
-    lines = [(label, textwrap.wrap(value, TEXT_WIDTH) or [""]) for label, value in facts]
-    height = 1.0 / max(sum(len(wrapped) for _, wrapped in lines), 18)
-    y = 1.0
-    for label, wrapped in lines:
-        axes.text(0.02, y, label, transform=axes.transAxes, va="top", fontsize="small", color="0.35")
-        for text in wrapped:
-            axes.text(0.30, y, text, transform=axes.transAxes, va="top", fontsize="small", parse_math=False)
-            y -= height
+    down = 0.0
+    for label, value in facts:
+        lines = textwrap.wrap(value, TEXT_WIDTH) or [""]
+        # In points from the corner, so that lines keep their distance on a panel of any size.
+        for right, text, color in ((6.0, label, "0.35"), (110.0, "\n".join(lines), "black")):
+            note = axes.annotate(text, (0, 1), (right, -down), "axes fraction", "offset points", va="top", color=color)
+            note.set_parse_math(False)
+            note.set_in_layout(False)
+        down += 13.0 * len(lines) + 5.0

@@ -1,4 +1,4 @@
-"""Constraints on the distribution of the fleet: each with a margin, safe where it is at least zero, and a Lipschitz constant."""
+"""Constraints on the distribution of the fleet: each has a margin, safe at zero and above, and a Lipschitz constant."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Constraint(Protocol):
 class EntropyFloor:
     """The fleet stays spread out: ``entropy(mu) >= fraction * log K`` (arXiv 2306.17052, Section 5).
 
-    Entropy is not Lipschitz on the whole simplex (its gradient ``-log mu`` grows without bound at empty cells), so ``lipschitz`` is
-    a modelling constant; 0.1 per unit of accumulated epistemic uncertainty is what the published experiments use. What makes an
-    executed policy safe is the certificate, which does not use it.
+    Entropy is not Lipschitz on the whole simplex (its gradient ``-log mu`` grows without bound at empty cells), so
+    ``lipschitz`` is a modelling constant; 0.1 per unit of accumulated epistemic uncertainty is what the published experiments
+    use. What makes an executed policy safe is the certificate, which does not use it.
 
     Args:
         fraction: Share of the largest possible entropy, in ``[0, 1]``.

@@ -33,9 +33,9 @@ Callback = Callable[["SafeM3UCRL", Episode], None]
 class SafeM3UCRL:
     """Safe model-based multi-agent mean-field upper-confidence reinforcement learning (arXiv 2306.17052, Algorithm 1).
 
-    Per episode: plan a candidate in the learned world, take it into use only with a certificate and only if it is predicted no worse
-    than the policy in use, execute the policy in use in the true world, collect the moves of representative taxis, refit the
-    model. The first policy in use is to stay put, which must be safe.
+    Per episode: plan a candidate in the learned world, take it into use only with a certificate and only if it is predicted
+    no worse than the policy in use, execute the policy in use in the true world, collect the moves of representative taxis,
+    refit the model. The first policy in use is to stay put, which must be safe.
 
     Args:
         mdp: The true world. Its motion is used for execution only; planning sees a copy that has none.
@@ -90,8 +90,8 @@ class SafeM3UCRL:
         """Action for ``MFTaxi-v0`` with ``parameterization="cells"``, in the manner of Stable-Baselines3.
 
         Args:
-            observation: Distributions ``[..., K]``, or ``[..., K + 1]`` with the time ``t / T`` appended (``observe_time``), which
-                a policy that differs from step to step needs.
+            observation: Distributions ``[..., K]``, or ``[..., K + 1]`` with the time ``t / T`` appended (``observe_time``),
+                which a policy that differs from step to step needs.
             state: Ignored; the policy has no memory.
             episode_start: Ignored.
             deterministic: The policy is deterministic either way.
@@ -138,7 +138,11 @@ class SafeM3UCRL:
             if callback is not None:
                 callback(self, episode)
             if bar is not None:
-                shown = {"reward": f"{episode.reward:.2f}", "worst margin": f"{episode.min_margin:.3f}", "score": f"{episode.score:.3f}"}
+                shown = {
+                    "reward": f"{episode.reward:.2f}",
+                    "worst margin": f"{episode.min_margin:.3f}",
+                    "score": f"{episode.score:.3f}",
+                }
                 bar.set_postfix(shown, refresh=False)
                 bar.update()
         if bar is not None:
@@ -209,7 +213,9 @@ class SafeM3UCRL:
             agent._certificates = int(facts["certificates"])
             agent.history = History.from_records(facts["history"])
         except (KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{source / checkpoint.CHECKPOINT_FILE} does not fit its {checkpoint.RUN_FILE}: {error}") from error
+            raise ValueError(
+                f"{source / checkpoint.CHECKPOINT_FILE} does not fit its {checkpoint.RUN_FILE}: {error}"
+            ) from error
         return agent
 
     # -- one episode ------------------------------------------------------------------------------------------------------
@@ -243,15 +249,15 @@ class SafeM3UCRL:
         """Plan a candidate, and take it into use if it may be."""
         config = self.config
         weight = config.barrier.weight(self._certificates) if config.constrained else 0.0
-        if self._transitions.count == 0 and not self.model.exact:
+        if self._transitions.size == 0 and not self.model.exact:
             return _Decision(math.nan, False, math.nan, weight)
         plan = self._planner.plan(
             learned, self._policy, weight=weight, adversaries=self._adversaries, optimistic=self._optimistic
         )
         if not math.isfinite(plan.objective):
             raise FloatingPointError(
-                f"episode {len(self.history)}: the planner's objective is {plan.objective}. The policy in use and everything learned so "
-                "far are intact; a smaller learning rate (bptt.learning_rate) or a wider barrier (barrier.width) may help"
+                f"episode {len(self.history)}: the planner's objective is {plan.objective}. The policy in use and all that was "
+                "learned are intact; a smaller bptt.learning_rate or a larger barrier.width may help"
             )
         if not config.constrained:
             self._policy = plan.policy
@@ -267,7 +273,7 @@ class SafeM3UCRL:
         return _Decision(plan.objective, better, certificate.margin, weight)
 
     def _certified_step(self, learned: HallucinatedMDP, goal: Policy) -> tuple[Policy | None, Certificate]:
-        """The largest step from the policy in use towards ``goal`` for which a certificate is found, halving it at each failure."""
+        """The largest certified step from the policy in use towards ``goal``: halved at each failure."""
         certificate = Certificate(math.nan, self._adversaries.new_zeros(self.model.members))
         attempts, share = 0, 1.0
         while attempts < self.config.certificate.attempts and share > 0.05:
@@ -320,7 +326,8 @@ class SafeM3UCRL:
 
     def _explore(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
         if self.config.exploration == "policy" or self.model.exact:
-            return self._policy(positions, mu, t)
+            followed: Tensor = self._policy(positions, mu, t)
+            return followed
         shape = (self.config.exploration_candidates, *positions.shape)
         random = torch.rand(shape, generator=self._generator, dtype=positions.dtype, device=positions.device)
         candidates = 2.0 * random - 1.0

@@ -16,8 +16,8 @@ class BarrierConfig:
     Attributes:
         initial: Weight ``lambda`` of the first plan, positive.
         final: Smallest weight, positive; reached after ``certificates`` certified plans.
-        certificates: Certified plans over which the weight falls from ``initial`` to ``final``, geometrically. Certificates, not the
-            clock, drive it: the path is followed only as far as the model supports it.
+        certificates: Certified plans over which the weight falls from ``initial`` to ``final``, geometrically. Certificates,
+            not the clock, drive it: the path is followed only as far as the model supports it.
         width: ``delta``, in the constraint's unit: below it the logarithm continues as a quadratic.
     """
 
@@ -28,7 +28,9 @@ class BarrierConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.final <= self.initial < math.inf:
-            raise ValueError(f"barrier weights must satisfy 0 < final <= initial, got final={self.final}, initial={self.initial}")
+            raise ValueError(
+                f"barrier weights must satisfy 0 < final <= initial, got final={self.final}, initial={self.initial}"
+            )
         if self.certificates < 1:
             raise ValueError(f"certificates must be at least 1, got {self.certificates}")
         if not 0 < self.width < math.inf:
@@ -43,8 +45,8 @@ class BarrierConfig:
 def relaxed_log_barrier(margin: Tensor, width: float) -> Tensor:
     """``log(x)`` for ``x >= width``; below, its quadratic continuation ``log d - 3/2 + 2 x/d - x^2 / (2 d^2)``.
 
-    Value and first two derivatives agree at ``width``. The barrier is finite everywhere and its gradient grows with the violation, so
-    an unsafe policy finds back; a constant in place of the logarithm of a negative margin has none.
+    Value and first two derivatives agree at ``width``. The barrier is finite everywhere and its gradient grows with the
+    violation, so an unsafe policy finds back; a constant in place of the logarithm of a negative margin has none.
 
     Args:
         margin: Any shape.

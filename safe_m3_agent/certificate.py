@@ -47,10 +47,11 @@ class Certificate(NamedTuple):
 class Certifier:
     """Searches the confidence set for the motion that brings a fixed policy closest to a violation.
 
-    The confidence set is the ball ``|z| <= beta`` of :meth:`HallucinatedMDP.plausible`, which holds the ensemble's members in all
-    directions and scales their disagreement to ``beta`` standard deviations. Where the margin is linear in the motion the least margin over it is
-    the mean less ``beta`` standard deviations of the margin itself. If the set holds the true motion (arXiv 2306.17052, Assumption 4) and the
-    search finds the minimum, a certified policy is safe. The search is local, so a certificate is strong evidence, not a proof.
+    The confidence set is the ball ``|z| <= beta`` of :meth:`HallucinatedMDP.plausible`, which holds the ensemble's members in
+    all directions and scales their disagreement to ``beta`` standard deviations. Where the margin is linear in the motion the
+    least margin over it is the mean less ``beta`` standard deviations of the margin itself. If the set holds the true motion
+    (arXiv 2306.17052, Assumption 4) and the search finds the minimum, a certified policy is safe. The search is local, so a
+    certificate is strong evidence, not a proof.
 
     Args:
         config: How hard to look.

@@ -136,7 +136,7 @@ def from_dict(kind: type[D], values: dict[str, Any]) -> D:
     built = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):
-            value = from_dict(hints[name], value)  # type: ignore[arg-type]
+            value = from_dict(hints[name], value)
         built[name] = tuple(value) if isinstance(value, list) else value
     return kind(**built)
 
@@ -147,11 +147,12 @@ def _world_facts(mdp: TaxiMDP) -> dict[str, Any]:
         motion = {"name": "free"}
     elif isinstance(mdp.motion, CongestedMotion):
         motion = {"name": "congested", "alpha": mdp.motion.alpha}
-    constraints = []
+    constraints: list[dict[str, Any]] = []
     for constraint in mdp.constraints:
-        kind = type(constraint).__name__
-        known = _CONSTRAINTS.get(kind) is type(constraint) and dataclasses.is_dataclass(constraint)
-        constraints.append({"kind": kind, **dataclasses.asdict(constraint)} if known else {"kind": "custom"})  # type: ignore[call-overload]
+        if isinstance(constraint, EntropyFloor):
+            constraints.append({"kind": "EntropyFloor", **dataclasses.asdict(constraint)})
+        else:
+            constraints.append({"kind": "custom"})
     return {
         "horizon": mdp.horizon,
         "noise_std": mdp.noise.std,
@@ -165,7 +166,9 @@ def _world_facts(mdp: TaxiMDP) -> dict[str, Any]:
 def _rebuilt_world(facts: dict[str, Any], scenario: Scenario, device: torch.device | str) -> TaxiMDP:
     kinds = [facts["motion"]["name"], *(constraint["kind"] for constraint in facts["constraints"])]
     if "custom" in kinds:
-        raise ValueError("this run's world has a motion or constraint of the user's own: hand the world in, load(folder, mdp=...)")
+        raise ValueError(
+            "this run's world has a motion or constraint of the user's own: hand the world in, load(folder, mdp=...)"
+        )
     motion = FreeMotion()
     mdp = TaxiMDP(
         scenario,

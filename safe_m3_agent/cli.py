@@ -166,9 +166,7 @@ def fleet(
     world = agent.mdp
     with torch.no_grad():
         executed = world.rollout(agent.policy)
-    rollouts = [
-        FleetSimulator(world, taxis, seed=seed + i, resolution=resolution).rollout(agent.policy) for i in range(runs)
-    ]
+    rollouts = [FleetSimulator(world, taxis, seed=seed + i, resolution=resolution).rollout(agent.policy) for i in range(runs)]
     picture = run / FIGURES_FOLDER / f"fleet_{taxis}.png"
     save_figure(figures.fleet_sheet(executed, rollouts[0], world), picture)
     print(f"{taxis:,} taxis, {runs} episodes, resolution {resolution!r}\n")
@@ -189,8 +187,14 @@ def _fleet_table(rollouts: Sequence[FleetRollout], mean_field: Tensor, world: Ta
     return _table(
         ("KL to demand", f"{float(kl_divergence(demand, fleets).mean()):.4f} per step (mean field {float(limit):.4f})"),
         ("entropy", f"at least {min(_entropy_share(mu) for mu in fleets.flatten(0, 1)):.4f} of its maximum"),
-        ("smallest margin", f"{float(margins.min()):.4f} nats, {float(margins.min()) + bias:.4f} corrected for {taxis:,} samples"),
-        ("violations", f"in {int((margins < 0).sum())} of {len(rollouts)} episodes, {int((margins + bias < 0).sum())} corrected"),
+        (
+            "smallest margin",
+            f"{float(margins.min()):.4f} nats, {float(margins.min()) + bias:.4f} corrected for {taxis:,} samples",
+        ),
+        (
+            "violations",
+            f"in {int((margins < 0).sum())} of {len(rollouts)} episodes, {int((margins + bias < 0).sum())} corrected",
+        ),
         ("mean field", f"{float(gap.mean()):.4f} away in total variation, on average"),
         ("occupied", f"{float(occupied.mean()):.1%} of the taxis per step"),
         ("repositioning", f"{float(travelled):.2f} km per taxi and step"),
@@ -209,7 +213,11 @@ def _table(*rows: tuple[str, str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``safe-m3``."""
     try:
-        app.cli(prog="safe-m3", description="Safe-M3-UCRL: learn to reposition a fleet without ever leaving a district.", args=arguments)
+        app.cli(
+            prog="safe-m3",
+            description="Safe-M3-UCRL: learn to reposition a fleet without ever leaving a district.",
+            args=arguments,
+        )
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"safe-m3: error: {error}", file=sys.stderr)
         sys.exit(2)

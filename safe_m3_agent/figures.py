@@ -45,9 +45,7 @@ def learning_curve(history: History, mdp: TaxiMDP) -> Figure:
     top.plot(episodes, score, color=BLUE, linewidth=2, drawstyle="steps-post", label="policy in use")
     top.plot(episodes[certified], score[certified], "o", color=BLUE, markersize=4, label="new policy certified")
     edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 9}
-    top.annotate(
-        f"certified bound: {bound.reward:.2f} nats", (0.01, 1.0), xytext=(0, -4), va="top", color=GREEN, **edge
-    )
+    top.annotate(f"certified bound: {bound.reward:.2f} nats", (0.01, 1.0), xytext=(0, -4), va="top", color=GREEN, **edge)
     top.annotate("staying put", (0.99, 0.0), xytext=(0, 4), va="bottom", ha="right", color=GREY, **edge)
     top.set_ylabel("score\n(share of the possible)")
     finite = score[np.isfinite(score)]

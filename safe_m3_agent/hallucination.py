@@ -25,9 +25,9 @@ class UnknownMotion:
 class HallucinatedMDP(MeanFieldMDP):
     """The world as the agent knows it: true trips, noise, reward and constraints, and a learned motion.
 
-    An action is ``(a, eta)`` per cell: the policy's action and the hallucinated control that picks, within the confidence set, where it
-    leads: ``clip(m(z) + beta sigma_e(z) eta)`` with ``z = (s, mu', a)`` (arXiv 2306.17052, Eq. 7, diagonal case; ``sigma_e`` is
-    the epistemic standard deviation).
+    An action is ``(a, eta)`` per cell: the policy's action and the hallucinated control that picks, within the confidence
+    set, where it leads: ``clip(m(z) + beta sigma_e(z) eta)`` with ``z = (s, mu', a)`` (arXiv 2306.17052, Eq. 7, diagonal
+    case; ``sigma_e`` is the epistemic standard deviation).
 
     Args:
         world: The known parts of the world. Its motion is dropped: nothing of this object leads to it.
@@ -76,9 +76,9 @@ class HallucinatedMDP(MeanFieldMDP):
     def plausible(self, z: Tensor) -> HallucinatedMDP:
         """The world in which the motion is another one of the confidence set, the same function at every place and step.
 
-        ``m(x) + sum_e z_e (f_e(x) - m(x)) / sqrt(E - 1)`` with ``|z| <= beta`` stays within ``beta`` epistemic standard deviations of the
-        mean everywhere (Cauchy-Schwarz), and it errs at different places as the ensemble does, together. The least of a functional
-        that is linear in the motion, over all such ``z``, is its mean less ``beta`` of its standard deviations.
+        ``m(x) + sum_e z_e (f_e(x) - m(x)) / sqrt(E - 1)`` with ``|z| <= beta`` stays within ``beta`` epistemic standard
+        deviations of the mean everywhere (Cauchy-Schwarz), and it errs at different places as the ensemble does, together. The least of a
+        functional that is linear in the motion, over all such ``z``, is its mean less ``beta`` of its standard deviations.
 
         Args:
             z: Directions ``[..., E]``; their batch dimensions become those of a rollout.
@@ -106,4 +106,3 @@ class HallucinatedField:
             return torch.cat([actions, torch.zeros_like(actions)], -1)
         shape = torch.broadcast_shapes(actions.shape, self.eta.shape)
         return torch.cat([actions.expand(shape), self.eta.expand(shape)], -1)
-

@@ -21,12 +21,14 @@ class Episode:
         reward: Return in the true world, the sum of the world's rewards.
         min_margin: Smallest margin in the true world, over steps and constraints.
         violations: Steps of the episode at which a constraint was violated in the true world.
-        score: Share of the possible that was reached, see :func:`mf_taxi_env.score`; NaN after a violation, or where no bound is known.
+        score: Share of the possible that was reached, see :func:`mf_taxi_env.score`; NaN after a violation, or where no bound
+            is known.
         certified: Whether a new policy was certified and taken into use in this episode.
-        worst_margin: Smallest margin that the certificate's adversary found for the policy considered; NaN where there was none.
+        worst_margin: Smallest margin that the certificate's adversary found for the policy considered; NaN where there was
+            none.
         epistemic: Fleet's mean epistemic standard deviation per step, in the learned world, of the policy executed.
-        coverage: Share of this episode's transitions whose true destination lay within ``beta`` epistemic standard deviations of
-            the model's, before it learned from them. A diagnostic: the agent does not see it.
+        coverage: Share of this episode's transitions whose true destination lay within ``beta`` epistemic standard deviations
+            of the model's, before it learned from them. A diagnostic: the agent does not see it.
         barrier_weight: Weight ``lambda`` of the barrier.
         seconds: Duration.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.mdp import ParticleMDP
+
+PolicyKind = Literal["field", "network"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,12 @@ class PolicyConfig:
         hidden: Hidden widths of the network.
     """
 
-    kind: Literal["field", "network"] = "field"
+    kind: PolicyKind = "field"
     per_step: bool = False
     hidden: tuple[int, ...] = (256, 256)
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Literal["field", "network"]):
+        if self.kind not in get_args(PolicyKind):
             raise ValueError(f"policy kind must be 'field' or 'network', got {self.kind!r}")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must name at least one positive width, got {self.hidden!r}")
@@ -75,8 +78,8 @@ class FieldPolicy(Policy):
 class NetworkPolicy(Policy):
     """A network of position and distribution, plus a learnable field that lets neighbouring cells differ.
 
-    The first layer is split, ``W_s s + W_mu (K mu)``, so that the distribution's part is computed once for a whole fleet instead of being
-    repeated per taxi. The last layer starts at zero: a new policy stays put.
+    The first layer is split, ``W_s s + W_mu (K mu)``, so that the distribution's part is computed once for a whole fleet
+    instead of being repeated per taxi. The last layer starts at zero: a new policy stays put.
 
     Args:
         grid: The grid of the lifted MDP.
@@ -90,7 +93,7 @@ class NetworkPolicy(Policy):
         self.grid = grid
         self.from_position = nn.Linear(grid.dimension, hidden[0])
         self.from_mu = nn.Linear(grid.size, hidden[0], bias=False)
-        self.inner = nn.ModuleList(nn.Linear(a, b) for a, b in zip(hidden[:-1], hidden[1:], strict=True))
+        self.inner = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden))
         self.out = nn.Linear(hidden[-1], grid.dimension)
         for layer in (self.from_position, self.from_mu, *self.inner):
             assert isinstance(layer, nn.Linear)

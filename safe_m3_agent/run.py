@@ -33,7 +33,7 @@ class RunFolder:
 
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._events = SummaryWriter(str(self.folder / EVENTS_FOLDER))  # type: ignore[no-untyped-call]
+        self._events = SummaryWriter(str(self.folder / EVENTS_FOLDER))
 
     def __call__(self, agent: SafeM3UCRL, episode: Episode) -> None:
         """Checkpoint first: a run that is killed while it writes the rest has lost nothing."""
@@ -41,11 +41,11 @@ class RunFolder:
         agent.history.to_csv(self.folder / HISTORY_FILE)
         for name, value in dataclasses.asdict(episode).items():
             if name != "episode" and math.isfinite(value):
-                self._events.add_scalar(name, float(value), episode.episode)  # type: ignore[no-untyped-call]
-        self._events.flush()  # type: ignore[no-untyped-call]
+                self._events.add_scalar(name, float(value), episode.episode)
+        self._events.flush()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._events.close()  # type: ignore[no-untyped-call]
+        self._events.close()

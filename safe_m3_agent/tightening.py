@@ -13,8 +13,8 @@ from mf_taxi_env.safety import Constraint
 def accumulated_tightening(uncertainty: Tensor, constraints: Sequence[Constraint]) -> Tensor:
     """``L_h C_{n,t+1}`` with ``C_{n,t} = sum_{i<t} integral ||sigma(s, mu_i, pi)||_2 mu_i(ds)``.
 
-    The form that the experiments of arXiv 2306.17052 (Section 5) use: the fleet's mean epistemic standard deviation, summed along the
-    episode. It steers planning; what permits execution is the certificate.
+    The form that the experiments of arXiv 2306.17052 (Section 5) use: the fleet's mean epistemic standard deviation, summed
+    along the episode. It steers planning; what permits execution is the certificate.
 
     Args:
         uncertainty: Fleet's mean epistemic standard deviation per step, ``[..., T]``.
@@ -23,5 +23,7 @@ def accumulated_tightening(uncertainty: Tensor, constraints: Sequence[Constraint
     Returns:
         ``[..., T, n_constraints]``: what to subtract from the margins of ``mu_1 .. mu_T``.
     """
-    lipschitz = torch.tensor([constraint.lipschitz for constraint in constraints], dtype=uncertainty.dtype, device=uncertainty.device)
+    lipschitz = torch.tensor(
+        [constraint.lipschitz for constraint in constraints], dtype=uncertainty.dtype, device=uncertainty.device
+    )
     return uncertainty.cumsum(-1).unsqueeze(-1) * lipschitz

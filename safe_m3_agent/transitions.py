@@ -17,7 +17,7 @@ class Transitions(NamedTuple):
     next_positions: Tensor  #: [n, d] after move and noise
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Number of moves ``n``."""
         return self.positions.shape[0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -28,12 +28,13 @@ class MFTaxiEnv(gym.Env[Array, Array]):
 
     ## Description
     The state is a distribution ``mu`` over ``k x k`` cells of a city; one step is a quarter of an hour. First passengers are
-    served and carried to where the city's trips end, then every taxi moves as the action tells it to, and noise perturbs where it
-    arrives. The transition is deterministic: a distribution moves. See :class:`mf_taxi_env.TaxiMDP` for the equations and
-    arXiv 2306.17052 for their source.
+    served and carried to where the city's trips end, then every taxi moves as the action tells it to, and noise perturbs
+    where it arrives. The transition is deterministic: a distribution moves. See :class:`mf_taxi_env.TaxiMDP` for the
+    equations and arXiv 2306.17052 for their source.
 
     ## Action Space
-    ``Box(-1, 1, (n,), float32)``: parameters of a field of moves over the city, see ``parameterization``. A move of 1 crosses the city.
+    ``Box(-1, 1, (n,), float32)``: parameters of a field of moves over the city, see ``parameterization``. A move of 1 crosses
+    the city.
 
     | parameterization | n | meaning |
     |---|---|---|
@@ -54,9 +55,9 @@ class MFTaxiEnv(gym.Env[Array, Array]):
     ``mf_taxi_env.certified_bound(env.unwrapped.mdp).per_step`` from a distribution that it causes and that is safe.
 
     ## Cost
-    ``info["cost"]`` is the worst violation ``max(0, -margin)`` of the new distribution in the constraint's unit. Every ``info`` also
-    holds ``margin`` (the worst), ``margins`` (name to margin), ``entropy`` (share of ``log K``) and ``kl``, all of the
-    distribution observed with it.
+    ``info["cost"]`` is the worst violation ``max(0, -margin)`` of the new distribution in the constraint's unit. Every
+    ``info`` also holds ``margin`` (the worst), ``margins`` (name to margin), ``entropy`` (share of ``log K``) and ``kl``, all
+    of the distribution observed with it.
 
     ## Starting State
     The uniform distribution.
@@ -90,7 +91,7 @@ class MFTaxiEnv(gym.Env[Array, Array]):
     * v0: initial version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium declares it on the instance
 
     def __init__(
         self,
@@ -170,7 +171,7 @@ class MFTaxiEnv(gym.Env[Array, Array]):
 
     def _observation(self, mu: torch.Tensor) -> Array:
         # Rounding may leave a mass a few ulps outside of the box.
-        mass = np.clip(mu.cpu().numpy() * self._scale, 0.0, self._scale, dtype=np.float32)
+        mass: Array = np.clip(mu.cpu().numpy() * self._scale, 0.0, self._scale, dtype=np.float32)
         if self._observe_time:
             mass = np.append(mass, np.float32(self._t / self.mdp.horizon))
         return mass

@@ -28,13 +28,14 @@ Box = tuple[float, float, float, float]
 class Scenario:
     """Demand and trips of a city on ``k x k`` cells.
 
-    Arrays are copied to read-only float64. Cell ``(i, j)``, ``i`` along longitude and ``j`` along latitude, has index ``i * k + j``.
+    Arrays are copied to read-only float64. Cell ``(i, j)``, ``i`` along longitude and ``j`` along latitude, has index
+    ``i * k + j``.
 
     Args:
         name: Short name, for tables and figures.
         demand: Share of trip requests per cell, ``[K]``, or per step ``[T, K]``; sums to one.
-        trips: ``trips[c, d]`` is the probability that a trip from cell ``c`` ends in ``d``: ``[K, K]`` or ``[T, K, K]``, every row
-            sums to one. A cell without trips has the identity row: its taxis stay.
+        trips: ``trips[c, d]`` is the probability that a trip from cell ``c`` ends in ``d``: ``[K, K]`` or ``[T, K, K]``,
+            every row sums to one. A cell without trips has the identity row: its taxis stay.
         box: Study area ``(west, east, south, north)`` in degrees.
         entropy_floor: Default safety constraint: the fleet's entropy is at least this share of ``log K``.
         provenance: Where the data comes from: text and numbers, kept with the scenario.
@@ -102,13 +103,15 @@ class Scenario:
             raise ValueError(f"cells must be an integer >= 1, got {cells!r}")
         overlap = axis_overlap(self.cells, cells)
         demand = _spread(self.demand.reshape(-1, self.cells, self.cells), overlap).reshape(-1, cells * cells)
-        # Trips are weighted by demand on the way: a new cell's row is the mix of its old cells' rows. A vanishing uniform weight
-        # lets cells without demand keep their own row.
+        # Trips are weighted by demand on the way: a new cell's row is the mix of its old cells' rows. A vanishing uniform
+        # weight lets cells without demand keep their own row.
         weight = self.demand / self.demand.shape[-1] + 1e-12
         flow = weight[..., :, None] * self.trips
         old = (self.cells, self.cells)
         by_origin = _spread(np.moveaxis(flow.reshape(-1, *old, self.cells**2), -1, 1), overlap)
-        by_both = _spread(np.moveaxis(by_origin.reshape(-1, self.cells**2, cells**2), -1, 1).reshape(-1, cells**2, *old), overlap)
+        by_both = _spread(
+            np.moveaxis(by_origin.reshape(-1, self.cells**2, cells**2), -1, 1).reshape(-1, cells**2, *old), overlap
+        )
         trips = rows_or_identity(by_both.reshape(-1, cells**2, cells**2))
         return replace(
             self,
@@ -204,7 +207,8 @@ def axis_overlap(source: int, target: int) -> NDArray[np.float64]:
     """Share of each of ``source`` equal cells of an axis that lies in each of ``target`` cells, ``[source, target]``."""
     low, high = np.arange(source)[:, None] / source, (np.arange(source)[:, None] + 1) / source
     edges = np.arange(target + 1) / target
-    return np.clip(np.minimum(high, edges[1:]) - np.maximum(low, edges[:-1]), 0.0, None) * source
+    overlap: NDArray[np.float64] = np.clip(np.minimum(high, edges[1:]) - np.maximum(low, edges[:-1]), 0.0, None) * source
+    return overlap
 
 
 def rows_or_identity(flow: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -216,7 +220,8 @@ def rows_or_identity(flow: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _spread(mass: NDArray[np.float64], overlap: NDArray[np.float64]) -> NDArray[np.float64]:
     """Move mass ``[..., k, k]`` to the grid of ``overlap`` ``[k, k']``."""
-    return overlap.T @ mass @ overlap
+    spread: NDArray[np.float64] = overlap.T @ mass @ overlap
+    return spread
 
 
 def _distributions(name: str, values: ArrayLike, ndims: tuple[int, ...]) -> NDArray[np.float64]:
@@ -225,7 +230,9 @@ def _distributions(name: str, values: ArrayLike, ndims: tuple[int, ...]) -> NDAr
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be an array of numbers: {error}") from error
     if array.ndim not in ndims or array.size == 0:
-        raise ValueError(f"{name} must have {' or '.join(map(str, ndims))} dimensions and not be empty, got shape {array.shape}")
+        raise ValueError(
+            f"{name} must have {' or '.join(map(str, ndims))} dimensions and not be empty, got shape {array.shape}"
+        )
     bad = int((~np.isfinite(array)).sum() + (array < 0).sum())
     if bad:
         raise ValueError(f"{name} must be finite and non-negative; {bad} of {array.size} entries are not")

@@ -39,8 +39,8 @@ def scenario_from_trips(
 ) -> Scenario:
     """Build a scenario from a file of trips.
 
-    Demand is where trips in the box start, median-smoothed; trip probabilities count the trips that start and end in the box. Rows
-    outside are no error: their number is kept in ``provenance``. The file is streamed, so it may be larger than memory.
+    Demand is where trips in the box start, median-smoothed; trip probabilities count the trips that start and end in the box.
+    Rows outside are no error: their number is kept in ``provenance``. The file is streamed, so it may be larger than memory.
 
     Args:
         source: CSV (``.csv``, also ``.csv.gz``) or Parquet file, one row per trip or per counted origin-destination pair.
@@ -48,12 +48,13 @@ def scenario_from_trips(
         cells: Cells per axis, ``k``.
         window: Local times of day ``("19:00", "22:00")`` of the pick-up, start inclusive and end exclusive; may pass midnight.
         smoothing: Odd side of the median filter over the demand, in cells; 1 for none.
-        columns: Maps our names (``pickup_lon``, ``pickup_lat``, ``dropoff_lon``, ``dropoff_lat``, ``pickup_time``, ``trips``) to
-            the file's, where they differ. ``trips``, a count per row, is used where the file has it; one row is one trip otherwise.
+        columns: Maps our names (``pickup_lon``, ``pickup_lat``, ``dropoff_lon``, ``dropoff_lat``, ``pickup_time``, ``trips``)
+            to the file's, where they differ. ``trips``, a count per row, is used where the file has it; one row is one trip
+            otherwise.
         source_cell: ``(width, height)`` in degrees when the coordinates are centres of source cells. Each count is then spread
             over its source cell and divided among ours by overlapping area: binning the centres would leave stripes.
         entropy_floor: The scenario's default constraint, as a share of ``log K``.
-        bad_rows: ``"raise"`` refuses a file with unreadable or impossible values; ``"drop"`` leaves such rows out and counts them.
+        bad_rows: ``"raise"`` refuses a file with unreadable or impossible values; ``"drop"`` leaves out such rows, counted.
         name: Name of the scenario; default the file's.
 
     Returns:
@@ -64,7 +65,8 @@ def scenario_from_trips(
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If polars is not installed.
-        ValueError: If an argument is out of range, the file cannot be read, a column is missing, values are bad, or nothing is left.
+        ValueError: If an argument is out of range, the file cannot be read, a column is missing, values are bad, or nothing
+        is left.
     """
     path = Path(source)
     box = validated_box(box)
@@ -91,7 +93,9 @@ def scenario_from_trips(
             flow += np.bincount(o_index * size + d_index, weights=weight * o_share * d_share, minlength=size * size)
     demand = median_smoothed(pickups, smoothing)
     if demand.sum() <= 0:
-        raise ValueError(f"{path}: smoothing={smoothing} leaves no demand on {cells} x {cells} cells: too few trips ({pickups.sum():.0f})")
+        raise ValueError(
+            f"{path}: smoothing={smoothing} leaves no demand on {cells} x {cells} cells: too few trips ({pickups.sum():.0f})"
+        )
     return Scenario(
         name=name or path.name.split(".")[0],
         demand=demand / demand.sum(),
@@ -199,7 +203,8 @@ def _selected(path: Path, window: Window | None, columns: Mapping[str, str]) -> 
     missing = [f"{column!r} (for {name})" for name, column in actual.items() if column not in schema]
     if missing:
         raise ValueError(
-            f"{path} has no column {', '.join(missing)}; it has {schema.names()}. Map our names to the file's with columns={{...}}"
+            f"{path} has no column {', '.join(missing)}; it has {schema.names()}. "
+            "Map our names to the file's with columns={...}"
         )
     numbers = [pl.col(actual[name]).cast(pl.Float64, strict=False).alias(name) for name in COORDINATES]
     if "trips" in actual:
@@ -310,14 +315,14 @@ def _check(
     left = rows - facts["bad_rows"] - facts["rows_outside_window"] - facts["rows_outside_box"]
     if left == 0 and swapped:
         raise ValueError(
-            f"{path}: longitude and latitude look swapped: no pick-up lies in the box {box}, and {swapped} of {rows} would with "
-            "pickup_lon and pickup_lat exchanged. Correct it with columns={'pickup_lon': ..., 'pickup_lat': ...}"
+            f"{path}: longitude and latitude look swapped: no pick-up lies in the box {box}, and {swapped} of {rows} would "
+            "with pickup_lon and pickup_lat exchanged. Correct it with columns={'pickup_lon': ..., 'pickup_lat': ...}"
         )
     if facts["bad_rows"] and not keep_going:
         named = ", ".join(f"{count} in column {columns.get(name, name)!r}" for name, count in bad.items() if count)
         raise ValueError(
-            f"{path}: {facts['bad_rows']} of {rows} rows have unreadable or impossible values ({named}). Coordinates are finite "
-            "degrees, counts are at least 0, times are dates with a time of day. Leave such rows out with bad_rows='drop'"
+            f"{path}: {facts['bad_rows']} of {rows} rows have unreadable or impossible values ({named}). Coordinates are "
+            "finite degrees, counts at least 0, times dates with a time of day. Leave such rows out with bad_rows='drop'"
         )
     if left:
         return

@@ -18,7 +18,8 @@ class Belief(NamedTuple):
     mean: Tensor  #: destinations [..., n, d] in [0, 1], before noise
     epistemic: Tensor  #: standard deviation of what the model does not know [..., n, d]
     aleatoric: Tensor  #: standard deviation of the noise [..., n, d]
-    deviations: Tensor  #: of E sampled motions from their mean, divided by sqrt(E - 1), [E, ..., n, d]; their squares sum to epistemic^2
+    #: Deviations of E sampled motions from their mean, divided by sqrt(E - 1): their squares sum to epistemic^2. [E, ..., n, d]
+    deviations: Tensor
 
 
 class DynamicsModel(ABC):

@@ -26,12 +26,14 @@ class EnsembleConfig:
         members: ``E``, at least 2: their spread is the epistemic uncertainty.
         hidden: Widths of the two hidden layers, leaky ReLU.
         steps: Mini-batch steps of Adam per fit, over all rounds.
-        rounds: Rounds of a fit: each is Adam steps, then an exact solution of the mean head, then a look at the held-out transitions.
+        rounds: Rounds of a fit: each is Adam steps, then an exact solution of the mean head, then a look at the held-out
+            transitions.
         batch_size: Transitions per step.
         learning_rate: Of Adam.
         validation: Share of the transitions that each member holds out for early stopping, in ``[0, 1)``.
         linear_scale: Prior standard deviation of the linear path's coefficients.
-        residual_scale: Prior standard deviation of the hidden units' coefficients: small, for motion is nearly linear in the action.
+        residual_scale: Prior standard deviation of the hidden units' coefficients: small, for motion is nearly linear in the
+            action.
         learn_noise: Learn a variance head instead of using the world's known noise.
     """
 
@@ -63,9 +65,9 @@ class ProbabilisticEnsemble(DynamicsModel):
     """Members predict the displacement ``destination - s`` from ``s``, ``a`` and the local density ``log(1 + K mu'(c(s)))``.
 
     A member's mean is ``s + W x + V g(x)``, a linear path beside a network ``g`` of two hidden layers, clipped to the city. The
-    likelihood is the world's: a Gaussian about the destination, truncated to the city; with a plain Gaussian, predictions near the
-    edge would be biased inwards. Members differ by their bootstrap weights, their hidden layers and draws from the prior of their
-    heads, and each keeps the round that served its own held-out transitions best.
+    likelihood is the world's: a Gaussian about the destination, truncated to the city; with a plain Gaussian, predictions
+    near the edge would be biased inwards. Members differ by their bootstrap weights, their hidden layers and draws from the
+    prior of their heads, and each keeps the round that served its own held-out transitions best.
 
     Given the hidden layers the negative log-likelihood is that of a generalised linear model in the mean head, so the head
     is solved by iteratively reweighted least squares instead of waiting for Adam: five times less spread at 700 transitions.
@@ -116,7 +118,8 @@ class ProbabilisticEnsemble(DynamicsModel):
         # Each member is pulled to its own draw from the prior: where there is no data, members disagree as the prior does.
         self._anchor = normal(members, features, d, scale=1.0) * self._prior_std.unsqueeze(-1)
         self._parameters["head"] = self._anchor.clone()
-        # Positions and actions have known ranges and a uniform fleet has density log 2: no statistics to estimate, none to drift.
+        # Positions and actions have known ranges and a uniform fleet has density log 2: no statistics to estimate, none to
+        # drift.
         self._input_mean = torch.tensor([0.5] * d + [0.0] * d + [math.log(2.0)], dtype=dtype, device=device)
         self._input_std = torch.tensor([12**-0.5] * d + [3**-0.5] * d + [0.4], dtype=dtype, device=device)
         self._weights = torch.zeros(members, 0, dtype=dtype, device=device)
@@ -172,8 +175,8 @@ class ProbabilisticEnsemble(DynamicsModel):
     # -- learning ---------------------------------------------------------------------------------------------------------
 
     def fit(self, data: Transitions, generator: torch.Generator) -> None:
-        self._extend_weights(data.count, generator)
-        if data.count == 0:
+        self._extend_weights(data.size, generator)
+        if data.size == 0:
             return
         positions, targets = data.positions, data.next_positions
         # Every transition has a distribution of its own: n batches of one particle.
@@ -201,19 +204,20 @@ class ProbabilisticEnsemble(DynamicsModel):
         self._anchor, self._weights = state["anchor"].clone(), state["bootstrap"].clone()
 
     def _extend_weights(self, n: int, generator: torch.Generator) -> None:
-        """Bootstrap weights of transitions that have come since the last fit; a weight of -1 marks one that the member holds out."""
+        """Bootstrap weights of transitions new since the last fit; -1 marks one that the member holds out."""
         new = (self.config.members, n - self._weights.shape[1])
-        like = {"generator": generator, "dtype": self._weights.dtype, "device": self._weights.device}
-        weights = torch.poisson(torch.ones(new, dtype=self._weights.dtype, device=self._weights.device), generator=generator)
-        held_out = torch.rand(new, **like) < self.config.validation
+        weights = torch.poisson(self._weights.new_ones(new), generator=generator)
+        draw = torch.rand(new, generator=generator, dtype=weights.dtype, device=weights.device)
+        held_out = draw < self.config.validation
         self._weights = torch.cat([self._weights, torch.where(held_out, -1.0, weights)], 1)
 
     @torch.no_grad()
     def _solve_head(self, positions: Tensor, inputs: Tensor, targets: Tensor) -> None:
         """The mean head that minimises the penalised negative log-likelihood, given the hidden layers; in float64.
 
-        The clip makes the likelihood flat beyond the edge of the city, so scoring steps may cycle or settle beside the optimum. They
-        are started from the present head and from plain least squares, and each member keeps the best head it passed.
+        The clip makes the likelihood flat beyond the edge of the city, so scoring steps may cycle or settle beside the
+        optimum. They are started from the present head and from plain least squares, and each member keeps the best head it
+        passed.
         """
         hidden = self._hidden(inputs, self._parameters)
         std = self._noise(hidden, self._parameters).double()
@@ -227,7 +231,8 @@ class ProbabilisticEnsemble(DynamicsModel):
             weighted = design.unsqueeze(1) * (weight * bootstrap).mT.unsqueeze(-1)
             gram = weighted.mT @ design.unsqueeze(1) + precision.squeeze(-1).diag()
             moment = weighted.mT @ (response - start).mT.unsqueeze(-1) + (precision * anchor).mT.unsqueeze(-1)
-            return torch.linalg.solve(gram, moment).squeeze(-1).mT
+            solution: Tensor = torch.linalg.solve(gram, moment)
+            return solution.squeeze(-1).mT
 
         def loss(head: Tensor) -> Tensor:
             fit = negative_log_likelihood(landing, (start + design @ head).clamp(0.0, 1.0), std) * bootstrap
@@ -276,6 +281,6 @@ class ProbabilisticEnsemble(DynamicsModel):
 
 
 def _shared_input(inputs: Tensor, weights: Tensor) -> Tensor:
-    """``inputs`` ``[n, i]`` times each member's ``weights`` ``[E, i, o]``: ``[E, n, o]``, as one matrix product without copies."""
+    """``inputs`` ``[n, i]`` times each member's ``weights`` ``[E, i, o]``: ``[E, n, o]``, in one product without copies."""
     members, width, out = weights.shape
     return (inputs @ weights.transpose(0, 1).reshape(width, members * out)).view(-1, members, out).transpose(0, 1)

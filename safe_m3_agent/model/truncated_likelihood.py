@@ -28,12 +28,12 @@ def negative_log_likelihood(landing: Tensor, destination: Tensor, std: Tensor) -
 def irls_targets(landing: Tensor, unclipped: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """Working response and weight of one step of iteratively reweighted least squares.
 
-    A truncated Gaussian is an exponential family in ``destination / std^2`` with mean ``E`` and variance ``V`` of the landing, so a
-    scoring step solves weighted least squares for ``destination + (landing - E) std^2 / V`` with weights ``V / std^4``
-    (McCullagh and Nelder, *Generalized Linear Models*, Section 2.5).
+    A truncated Gaussian is an exponential family in ``destination / std^2`` with mean ``E`` and variance ``V`` of the
+    landing, so a scoring step solves weighted least squares for ``destination + (landing - E) std^2 / V`` with weights
+    ``V / std^4`` (McCullagh and Nelder, *Generalized Linear Models*, Section 2.5).
 
-    A prediction beyond the edge is clipped to the city, so it cannot be told from the edge: it has weight zero, unless the vehicle
-    landed clearly elsewhere; then the landing itself is its target.
+    A prediction beyond the edge is clipped to the city, so it cannot be told from the edge: it has weight zero, unless the
+    vehicle landed clearly elsewhere; then the landing itself is its target.
 
     Args:
         landing: ``[n, d]`` in ``[0, 1]``.
@@ -51,7 +51,9 @@ def irls_targets(landing: Tensor, unclipped: Tensor, std: Tensor) -> tuple[Tenso
     # Relative variance V / std^2, between 1 - 2 / pi at the edge and 1 well inside.
     variance = (1.0 + (low * density_low - high * density_high) / inside - shift.square()).clamp_min(0.05)
     wrong = (landing - destination).abs() > EDGE_TOLERANCE * std
-    response = torch.where(wrong, landing.expand_as(destination), destination + (landing - destination - std * shift) / variance)
+    response = torch.where(
+        wrong, landing.expand_as(destination), destination + (landing - destination - std * shift) / variance
+    )
     weight = torch.where(wrong, 1.0, variance) / std.square()
     return response, torch.where(wrong | (unclipped == destination), weight, 0.0)
 

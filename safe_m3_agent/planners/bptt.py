@@ -49,9 +49,9 @@ class Plan(NamedTuple):
 class BPTTPlanner:
     """Maximises ``sum_t r(mu~_t) + lambda * barrier`` over policy and hallucinated control (arXiv 2306.17052, Eq. 8a).
 
-    The reward is that of the optimistic world, in which the hallucinated control is chosen together with the policy. The barrier is
-    that of the optimistic world, with its margins tightened, and of every adversarial world that certificates have found so far: a
-    policy that is planned against its own worst cases is certified sooner and closer to the constraint.
+    The reward is that of the optimistic world, in which the hallucinated control is chosen together with the policy. The
+    barrier is that of the optimistic world, with its margins tightened, and of every adversarial world that certificates have
+    found so far: a policy that is planned against its own worst cases is certified sooner and closer to the constraint.
 
     Args:
         config: Settings.
@@ -94,7 +94,7 @@ class BPTTPlanner:
                 best = [torch.where(better, new, old) for new, old in zip(parameters, best, strict=True)]
             optimizer.param_groups[0]["lr"] = self._learning_rate(epoch)
             optimizer.zero_grad()
-            (-objective).backward()  # type: ignore[no-untyped-call]
+            (-objective).backward()
             torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip, foreach=True)
             optimizer.step()
         feasible = bool(best_return > -math.inf)

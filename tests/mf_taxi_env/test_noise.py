@@ -1,0 +1,115 @@
+"""Truncated Gaussian noise: its cell probabilities, its push-forward, and its samples say the same thing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mf_taxi_env import Grid
+from mf_taxi_env.noise import TruncatedGaussian
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("std", [0.0175, 0.3])
+def test_cell_probabilities_are_those_of_a_truncated_normal(std: float, dtype: torch.dtype, tolerance: float) -> None:
+    """SciPy's truncated normal gives the same mass to every cell, at the edges of the city too."""
+    edges = np.linspace(0, 1, 26)
+    destinations = torch.tensor([0.0, 1e-3, 0.02, 0.5, 0.512, 0.98, 1.0], dtype=dtype)
+    probabilities = TruncatedGaussian(Grid(25, 1), std).cell_probabilities(destinations.unsqueeze(-1))
+    assert probabilities.shape == (7, 1, 25)
+    for destination, row in zip(destinations.tolist(), probabilities[:, 0].tolist(), strict=True):
+        law = scipy.stats.truncnorm(-destination / std, (1 - destination) / std, loc=destination, scale=std)
+        np.testing.assert_allclose(row, np.diff(law.cdf(edges)), rtol=0, atol=tolerance)
+
+
+@given(
+    x=st.floats(0, 1),
+    y=st.floats(0, 1),
+    std=st.floats(1e-4, 10.0),
+    cells=st.integers(1, 30),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=100, deadline=None)
+def test_probabilities_are_nonnegative_and_sum_to_one(x: float, y: float, std: float, cells: int, dtype: torch.dtype) -> None:
+    """Whatever the destination and the noise level, an axis is a distribution."""
+    rows = TruncatedGaussian(Grid(cells), std).cell_probabilities(torch.tensor([x, y], dtype=dtype))
+    assert bool((rows >= 0).all())
+    torch.testing.assert_close(rows.sum(-1), torch.ones(2, dtype=dtype), rtol=0, atol=2e-6 if dtype == torch.float32 else 1e-13)
+
+
+def test_push_forward_is_the_sum_of_outer_products() -> None:
+    """Two matrix products equal the explicit sum over particle groups, x along the rows."""
+    noise = TruncatedGaussian(Grid(4), 0.1)
+    generator = torch.Generator().manual_seed(0)
+    destinations = torch.rand(7, 2, generator=generator, dtype=torch.float64)
+    mass = torch.rand(7, generator=generator, dtype=torch.float64)
+    rows = noise.cell_probabilities(destinations)
+    expected = sum(mass[n] * torch.outer(rows[n, 0], rows[n, 1]) for n in range(7))
+    torch.testing.assert_close(noise.push_forward(mass, destinations), expected.flatten())
+
+
+def test_push_forward_in_one_dimension() -> None:
+    """The interval needs no outer product, but the same mass."""
+    noise = TruncatedGaussian(Grid(6, 1), 0.1)
+    destinations = torch.tensor([[0.1], [0.9]], dtype=torch.float64)
+    mass = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    rows = noise.cell_probabilities(destinations)[:, 0]
+    torch.testing.assert_close(noise.push_forward(mass, destinations), 0.25 * rows[0] + 0.75 * rows[1])
+
+
+def test_push_forward_broadcasts_mass_and_destinations() -> None:
+    """One distribution under a batch of moves, and a batch of distributions under one move."""
+    noise = TruncatedGaussian(Grid(3), 0.1)
+    generator = torch.Generator().manual_seed(0)
+    mass = torch.rand(4, 9, generator=generator)
+    destinations = torch.rand(4, 9, 2, generator=generator)
+    for b in range(4):
+        torch.testing.assert_close(noise.push_forward(mass[0], destinations)[b], noise.push_forward(mass[0], destinations[b]))
+        torch.testing.assert_close(noise.push_forward(mass, destinations[0])[b], noise.push_forward(mass[b], destinations[0]))
+
+
+def test_samples_follow_the_cell_probabilities() -> None:
+    """A chi-square test at the edge, off the edge and in the middle of the city."""
+    grid = Grid(10, 1)
+    noise = TruncatedGaussian(grid, 0.08)
+    generator = torch.Generator().manual_seed(3)
+    for destination in (0.0, 0.03, 0.5, 1.0):
+        points = torch.full((20_000, 1), destination, dtype=torch.float64)
+        counts = grid.histogram(noise.sample(points, generator)).numpy() * 20_000
+        expected = noise.cell_probabilities(points[:1])[0, 0].numpy() * 20_000
+        seen = expected > 5
+        assert counts[~seen].sum() <= 5 * expected[~seen].sum() + 5
+        assert scipy.stats.chisquare(counts[seen], expected[seen] * counts[seen].sum() / expected[seen].sum()).pvalue > 1e-4
+
+
+def test_samples_stay_in_the_city_and_repeat_with_the_generator() -> None:
+    """Truncated, not clipped: positions lie in the unit square, the edges attract no point mass, and a seed repeats them."""
+    noise = TruncatedGaussian(Grid(10), 0.0175)
+    destinations = torch.tensor([[0.0, 1.0]]).expand(50_000, 2)
+    first = noise.sample(destinations, torch.Generator().manual_seed(1))
+    assert bool(((first >= 0) & (first <= 1)).all())
+    assert float((first[:, 0] == 0).float().mean()) < 1e-3
+    assert float((first[:, 1] == 1).float().mean()) < 1e-3
+    assert torch.equal(first, noise.sample(destinations, torch.Generator().manual_seed(1)))
+
+
+def test_an_extreme_draw_does_not_cross_the_city(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest and largest numbers that a float32 generator draws move a taxi by a few standard deviations, not to the edge."""
+    noise = TruncatedGaussian(Grid(10), 0.0175)
+    destinations = torch.full((2, 2), 0.5)
+    extremes = torch.tensor([[0.0, 0.0], [1 - 2**-24, 1 - 2**-24]])
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: extremes)
+    assert float((noise.sample(destinations, torch.Generator()) - 0.5).abs().max()) < 10 * 0.0175
+
+
+@pytest.mark.parametrize("std", [0.0, -0.1, math.nan, math.inf])
+def test_bad_standard_deviation_raises(std: float) -> None:
+    """The message names the public argument and the value."""
+    with pytest.raises(ValueError, match=f"noise_std .*got {std}"):
+        TruncatedGaussian(Grid(3), std)
