@@ -116,7 +116,8 @@ def show(
         cells: Cells per axis.
         out: Picture to write: .png, .pdf or .svg.
     """
-    from mf_taxi_env.render import mean_trip, save_figure, scenario_sheet
+    from mf_taxi_env.render import save_figure
+    from mf_taxi_env.scenario_sheet import mean_trip, scenario_sheet
 
     target = out or Path(f"{Path(scenario).stem}.png")
     _check_folder(target)

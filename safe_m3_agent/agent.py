@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mf_taxi_env import FleetSimulator, TaxiMDP, Trajectory, score
+from mf_taxi_env import TaxiMDP, score
 from safe_m3_agent import checkpoint
-from safe_m3_agent.certificate import Certificate, Certifier
 from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
 from safe_m3_agent.history import Episode, History
+from safe_m3_agent.improvement import SafeImprovement
 from safe_m3_agent.model.dynamics_model import DynamicsModel, KnownModel
 from safe_m3_agent.model.ensemble import ProbabilisticEnsemble
-from safe_m3_agent.planners.bptt import BPTTPlanner
 from safe_m3_agent.policy import Policy, make_policy
+from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
 
 Callback = Callable[["SafeM3UCRL", Episode], None]
@@ -66,10 +64,7 @@ class SafeM3UCRL:
         self._generator = torch.Generator(mdp.device).manual_seed(seed)
         self._policy = make_policy(config.policy, mdp, self._generator)
         self.model = self._make_model()
-        self._planner = BPTTPlanner(config.bptt, config.barrier.width)
-        self._certifier = Certifier(config.certificate)
-        self._adversaries = torch.zeros(0, self.model.members, dtype=mdp.dtype, device=mdp.device)
-        self._certificates = 0
+        self._improvement = SafeImprovement(config, mdp.initial().new_zeros(0, self.model.members))
         self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
 
     # -- use --------------------------------------------------------------------------------------------------------------
@@ -164,12 +159,12 @@ class SafeM3UCRL:
         checkpoint.write_run_files(target, self.mdp, self.config, self.seed)
         tensors = {
             "generator": self._generator.get_state(),
-            "adversaries": self._adversaries,
+            "adversaries": self._improvement.adversaries,
             **{f"policy.{name}": value for name, value in self._policy.state_dict().items()},
             **{f"model.{name}": value for name, value in self.model.state().items()},
             **{f"transitions.{name}": value for name, value in self._transitions._asdict().items()},
         }
-        facts = {"certificates": self._certificates, "history": self.history.records()}
+        facts = {"certificates": self._improvement.certificates, "history": self.history.records()}
         checkpoint.save_checkpoint(target / checkpoint.CHECKPOINT_FILE, tensors, facts)
         return target
 
@@ -208,9 +203,9 @@ class SafeM3UCRL:
             agent._policy.load_state_dict(part("policy."))
             agent.model.load_state(part("model."))
             agent._transitions = Transitions(**part("transitions."))
-            agent._adversaries = tensors["adversaries"]
+            agent._improvement.adversaries = tensors["adversaries"]
             agent._generator.set_state(tensors["generator"].cpu())
-            agent._certificates = int(facts["certificates"])
+            agent._improvement.certificates = int(facts["certificates"])
             agent.history = History.from_records(facts["history"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
@@ -223,11 +218,12 @@ class SafeM3UCRL:
     def _episode(self) -> Episode:
         start = time.perf_counter()
         learned = HallucinatedMDP(self.mdp, self.model, self.config.beta)
-        decision = self._decide(learned)
+        decision = self._improvement.improve(learned, self._policy, self._generator, informed=self._transitions.size > 0)
+        self._policy = decision.policy
         with torch.no_grad():
             epistemic = learned.rollout(HallucinatedField(self._policy)).uncertainty.mean()
             executed = self.mdp.rollout(self._policy)
-            seen, coverage = self._observe(executed)
+            seen, coverage = observe(executed, self.mdp, self.model, self._policy, self.config, self._generator)
         self._transitions = self._transitions.join(seen)
         self.model.fit(self._transitions, self._generator)
         return Episode(
@@ -237,103 +233,13 @@ class SafeM3UCRL:
             min_margin=float(executed.worst_margin),
             violations=int(executed.violations),
             score=score(executed.mu[1:], self.mdp),
-            certified=decision.certified,
+            certified=decision.taken,
             worst_margin=decision.worst_margin,
             epistemic=float(epistemic),
             coverage=coverage,
             barrier_weight=decision.weight,
             seconds=time.perf_counter() - start,
         )
-
-    def _decide(self, learned: HallucinatedMDP) -> _Decision:
-        """Plan a candidate, and take it into use if it may be."""
-        config = self.config
-        weight = config.barrier.weight(self._certificates) if config.constrained else 0.0
-        if self._transitions.size == 0 and not self.model.exact:
-            return _Decision(math.nan, False, math.nan, weight)
-        plan = self._planner.plan(
-            learned, self._policy, weight=weight, adversaries=self._adversaries, optimistic=self._optimistic
-        )
-        if not math.isfinite(plan.objective):
-            raise FloatingPointError(
-                f"episode {len(self.history)}: the planner's objective is {plan.objective}. The policy in use and all that was "
-                "learned are intact; a smaller bptt.learning_rate or a larger barrier.width may help"
-            )
-        if not config.constrained:
-            self._policy = plan.policy
-            return _Decision(plan.objective, False, math.nan, weight)
-        candidate, certificate = self._certified_step(learned, plan.policy)
-        if candidate is None:
-            return _Decision(plan.objective, False, certificate.margin, weight)
-        # A certified plan lowers the barrier even where it is not taken into use: this weight's optimum has been reached.
-        self._certificates += 1
-        better = self._predicted_return(learned, candidate) >= self._predicted_return(learned, self._policy)
-        if better:
-            self._policy = candidate
-        return _Decision(plan.objective, better, certificate.margin, weight)
-
-    def _certified_step(self, learned: HallucinatedMDP, goal: Policy) -> tuple[Policy | None, Certificate]:
-        """The largest certified step from the policy in use towards ``goal``: halved at each failure."""
-        certificate = Certificate(math.nan, self._adversaries.new_zeros(self.model.members))
-        attempts, share = 0, 1.0
-        while attempts < self.config.certificate.attempts and share > 0.05:
-            candidate = _between(self._policy, goal, share)
-            share /= 2
-            # Adversaries that are known already refuse a hopeless candidate at the price of one rollout.
-            known = self._known_worst(learned, candidate)
-            if known < 0:
-                if math.isnan(certificate.margin):
-                    certificate = certificate._replace(margin=known)
-                continue
-            attempts += 1
-            certificate = self._certifier.certify(learned, candidate, self._adversaries, self._generator)
-            if certificate.certified:
-                return candidate, certificate
-            kept = [self._adversaries, certificate.z.unsqueeze(0)]
-            self._adversaries = torch.cat(kept)[-self.config.adversaries :] if self.config.adversaries else self._adversaries
-        return None, certificate
-
-    @torch.no_grad()
-    def _known_worst(self, learned: HallucinatedMDP, policy: Policy) -> float:
-        worlds = learned.plausible(torch.cat([self._adversaries.new_zeros(1, self.model.members), self._adversaries]))
-        return float(worlds.rollout(HallucinatedField(policy)).worst_margin.min())
-
-    @torch.no_grad()
-    def _predicted_return(self, learned: HallucinatedMDP, policy: Policy) -> float:
-        return float(learned.rollout(HallucinatedField(policy)).returns)
-
-    @property
-    def _optimistic(self) -> bool:
-        return self.config.optimistic and not self.model.exact
-
-    def _observe(self, executed: Trajectory) -> tuple[Transitions, float]:
-        """Moves of representative taxis in the mean field that was executed, and how well the model foresaw them."""
-        seed = int(torch.randint(2**62, (1,), generator=self._generator, device=self.mdp.device))
-        taxis = FleetSimulator(self.mdp, self.config.representative_agents, seed=seed, resolution="continuous")
-        moves, covered = [], []
-        for t in range(self.mdp.horizon):
-            taxis.serve(executed.mu[t])
-            mu, positions = self.mdp.shift(executed.mu[t], t), taxis.positions
-            actions = self._explore(positions, mu, t)
-            belief = self.model.predict(positions, mu, actions)
-            error = (self.mdp.motion(positions, mu, actions) - belief.mean).abs()
-            # A thousandth of a cell is forgiven: beyond the city's edge belief and truth agree but for rounding.
-            covered.append((error <= self.config.beta * belief.epistemic + 1e-3 / self.mdp.grid.cells).all(-1))
-            taxis.step(actions, mu)
-            moves.append(Transitions(positions, mu.expand(len(positions), -1), actions, taxis.positions))
-        joined = Transitions(*(torch.cat(parts) for parts in zip(*moves, strict=True)))
-        return joined, float(torch.cat(covered).float().mean())
-
-    def _explore(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
-        if self.config.exploration == "policy" or self.model.exact:
-            followed: Tensor = self._policy(positions, mu, t)
-            return followed
-        shape = (self.config.exploration_candidates, *positions.shape)
-        random = torch.rand(shape, generator=self._generator, dtype=positions.dtype, device=positions.device)
-        candidates = 2.0 * random - 1.0
-        doubt = self.model.predict(positions, mu, candidates).epistemic.square().sum(-1)
-        choice = doubt.argmax(0)
-        return candidates[choice, torch.arange(len(positions), device=positions.device)]
 
     def _make_model(self) -> DynamicsModel:
         noise_std = self.mdp.noise.std
@@ -342,22 +248,6 @@ class SafeM3UCRL:
         return ProbabilisticEnsemble(
             self.config.ensemble, self.mdp.grid, noise_std, self._generator, dtype=self.mdp.dtype, device=self.mdp.device
         )
-
-
-class _Decision(NamedTuple):
-    objective: float
-    certified: bool
-    worst_margin: float
-    weight: float
-
-
-def _between(start: Policy, goal: Policy, share: float) -> Policy:
-    """The policy whose parameters lie at ``share`` of the way."""
-    policy = copy.deepcopy(start)
-    with torch.no_grad():
-        for parameter, other in zip(policy.parameters(), goal.parameters(), strict=True):
-            parameter.lerp_(other, share)
-    return policy
 
 
 def _progress_bar(total: int) -> Any:

@@ -90,6 +90,7 @@ def train(
             agent.learn(remaining, callback=run, progress_bar=True)
     history = agent.history
     folder = out / FIGURES_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
     save_figure(figures.learning_curve(history, world), folder / "learning_curve.png")
     last = history[-1]
     certified = [episode.episode for episode in history if episode.certified]
@@ -168,6 +169,7 @@ def fleet(
         executed = world.rollout(agent.policy)
     rollouts = [FleetSimulator(world, taxis, seed=seed + i, resolution=resolution).rollout(agent.policy) for i in range(runs)]
     picture = run / FIGURES_FOLDER / f"fleet_{taxis}.png"
+    picture.parent.mkdir(exist_ok=True)
     save_figure(figures.fleet_sheet(executed, rollouts[0], world), picture)
     print(f"{taxis:,} taxis, {runs} episodes, resolution {resolution!r}\n")
     print(_fleet_table(rollouts, executed.mu, world, taxis))

@@ -163,7 +163,9 @@ class Scenario:
         except FileNotFoundError:
             raise
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is not a readable scenario file: {error}") from error
+            # NumPy's own message on a file that is no archive recommends to unpickle it.
+            reason = "it is no NumPy archive of plain arrays" if "pickle" in str(error) else error
+            raise ValueError(f"{path} is not a readable scenario file: {reason}") from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise ValueError(f"{path} is not a scenario file (no {FORMAT!r} header)")
         if header.get("version") != FORMAT_VERSION:

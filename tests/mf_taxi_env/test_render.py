@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from mf_taxi_env.render import common_scale, draw_map, maps_sheet, mean_trip, save_figure, scenario_sheet, trip_lengths
+from mf_taxi_env.render import common_scale, draw_map, maps_sheet, save_figure
+from mf_taxi_env.scenario_sheet import mean_trip, scenario_sheet, trip_lengths
 from mf_taxi_env.scenarios import Scenario, load_scenario
 from mf_taxi_env.scenarios.city import box_km
 

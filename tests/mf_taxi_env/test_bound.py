@@ -1,0 +1,273 @@
+"""The certified bound and the score: nothing beats the first, and the second reads it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mf_taxi_env import EntropyFloor, Scenario, TaxiMDP, certified_bound, score
+
+cp = pytest.importorskip("cvxpy")
+
+Make = Callable[..., Scenario]
+
+
+@dataclass(frozen=True)
+class Cap:
+    """Mass in some cells stays below a limit."""
+
+    cells: tuple[int, ...]
+    limit: float
+    name: str = "cap"
+    lipschitz: float = 1.0
+
+    def margin(self, mu: Tensor) -> Tensor:
+        return self.limit - mu[..., list(self.cells)].sum(-1)
+
+    def convex_margin(self, mu: Any) -> Any:
+        return self.limit - cp.sum(mu[list(self.cells)])
+
+
+@dataclass(frozen=True)
+class NotConvex:
+    """A constraint whose safe set is not convex."""
+
+    name: str = "keep-away"
+    lipschitz: float = 1.0
+
+    def margin(self, mu: Tensor) -> Tensor:
+        return mu.square().sum(-1) - 0.1
+
+    def convex_margin(self, mu: Any) -> Any:
+        raise TypeError("keep-away has no convex safe set")
+
+
+class Stay:
+    """Zero actions."""
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        return mu.new_zeros(mu.shape[-1], 2)
+
+
+def world(make_scenario: Make, floor: float | None, **settings: Any) -> TaxiMDP:
+    """A world of 5 x 5 cells."""
+    constraints = () if floor is None else (EntropyFloor(floor),)
+    return TaxiMDP(make_scenario(5), **{"constraints": constraints, "horizon": 4, **settings})
+
+
+def kl(p: np.ndarray, q: np.ndarray) -> float:
+    """KL(p || q) by an explicit sum."""
+    return float(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0))
+
+
+@pytest.mark.parametrize("floor", [None, 0.0])
+def test_without_a_floor_the_demand_itself_is_best(make_scenario: Make, floor: float | None) -> None:
+    """KL 0 at mu = rho."""
+    mdp = world(make_scenario, floor)
+    bound = certified_bound(mdp)
+    assert bound.kl == pytest.approx(0.0, abs=1e-6)
+    assert bound.reward == pytest.approx(0.0, abs=1e-5)
+    np.testing.assert_allclose(bound.mu, np.tile(mdp.scenario.demand, (4, 1)), atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
+def test_a_floor_of_one_leaves_the_uniform_distribution(make_scenario: Make) -> None:
+    """KL(rho || uniform), although the safe set is a single point."""
+    mdp = world(make_scenario, 1.0)
+    bound = certified_bound(mdp)
+    assert bound.kl == pytest.approx(kl(mdp.scenario.demand, np.full(25, 0.04)), abs=1e-3)
+    np.testing.assert_allclose(bound.mu, 0.04, atol=1e-3)
+    assert bound.per_step <= -kl(mdp.scenario.demand, np.full(25, 0.04)) + 1e-3
+
+
+def test_the_bound_falls_with_the_floor_and_meets_it(make_scenario: Make) -> None:
+    """A tighter floor never earns more; where the floor binds, the optimum lies on it."""
+    share = world(make_scenario, None).scenario.demand_entropy
+    floors = np.linspace(share - 0.1, 0.99, 6)
+    bounds = [certified_bound(world(make_scenario, float(floor))) for floor in floors]
+    values = [bound.per_step for bound in bounds]
+    assert all(low <= high + 1e-6 for high, low in zip(values, values[1:], strict=False))
+    assert values[-1] < values[0] - 0.1
+    for floor, bound in zip(floors, bounds, strict=True):
+        entropy = -sum(x * math.log(x) for x in bound.mu[0]) / math.log(25)
+        if floor > share:
+            assert entropy == pytest.approx(floor, abs=1e-4)
+        np.testing.assert_allclose(bound.mu.sum(-1), 1.0, atol=1e-12)
+        assert bound.reward == pytest.approx(4 * bound.per_step)
+        assert bound.per_step == pytest.approx(-bound.kl)
+        assert bound.kl == pytest.approx(kl(make_scenario(5).demand, bound.mu[0]), abs=1e-9)
+
+
+@pytest.mark.parametrize("barrier", [0.0, 1.0])
+def test_the_certificate_holds_against_feasible_distributions(make_scenario: Make, barrier: float) -> None:
+    """No distribution that meets the floor earns more than per_step + gap; good ones come close, so the bound is tight."""
+    mdp = world(make_scenario, 0.93)
+    bound = certified_bound(mdp, barrier)
+    assert 0 <= bound.gap < (1e-3 if barrier == 0 else 5e-3)
+    rho, floor = mdp.scenario.demand, 0.93 * math.log(25)
+    rng = np.random.default_rng(0)
+    best = -math.inf
+    for trial in range(400):
+        mu = (rho + 1e-9) ** rng.uniform(0.05, 1.5) if trial % 2 else rng.dirichlet(np.full(25, 8.0))
+        mu = mu / mu.sum()
+        if trial % 4 == 1:
+            mu = mu * rng.lognormal(0.0, 0.1, 25)
+            mu = mu / mu.sum()
+        share = 0.0  # of the uniform distribution mixed in, until the floor is met
+        while -(mixed := (1 - share) * mu + share / 25) @ np.log(mixed) < floor + (1e-9 if barrier == 0 else 0.01):
+            share += 0.01
+        margin = -mixed @ np.log(mixed) - floor
+        value = -kl(rho, mixed) + (barrier * math.log(margin) if barrier else 0.0)
+        assert value <= bound.per_step + bound.gap + 1e-9
+        best = max(best, value)
+    assert best > bound.per_step - 0.15
+
+
+def test_a_barrier_of_one_is_the_barrier_optimum(make_scenario: Make) -> None:
+    """The value is -KL + log margin at the reported distribution, below what a general-purpose optimiser cannot improve."""
+    mdp = world(make_scenario, 0.9)
+    bound = certified_bound(mdp, 1.0)
+    rho, mu = mdp.scenario.demand, bound.mu[0]
+    margin = -(mu @ np.log(mu)) - 0.9 * math.log(25)
+    assert bound.per_step == pytest.approx(-kl(rho, mu) + math.log(margin), abs=1e-6)
+    assert bound.barrier == 1.0
+    assert bound.kl > certified_bound(mdp).kl + 0.01
+    logits = torch.zeros(25, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=300, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+    demand = torch.from_numpy(rho.copy())
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        log_mu = logits.log_softmax(0)
+        entropy = -(log_mu.exp() * log_mu).sum()
+        result = torch.special.xlogy(demand, demand).sum() - demand @ log_mu - (entropy - 0.9 * math.log(25)).log()
+        result.backward()
+        return result
+
+    optimizer.step(loss)  # type: ignore[arg-type]
+    assert bound.per_step == pytest.approx(-float(loss().detach()), abs=1e-3)
+
+
+def test_each_step_has_its_own_optimum(make_scenario: Make) -> None:
+    """Demand per step: one row of the bound per step of the episode, the last step's demand continued."""
+    city = make_scenario(4, steps=2)
+    bound = certified_bound(TaxiMDP(city, horizon=3, constraints=(EntropyFloor(0.9),)))
+    singles = [
+        certified_bound(
+            TaxiMDP(Scenario("one", city.demand[t], city.trips[t], city.box), horizon=1, constraints=(EntropyFloor(0.9),))
+        )
+        for t in (0, 1, 1)
+    ]
+    assert bound.reward == pytest.approx(sum(single.reward for single in singles), abs=1e-6)
+    np.testing.assert_allclose(bound.mu, np.concatenate([single.mu for single in singles]), atol=1e-4)
+
+
+def test_several_constraints_hold_at_once(make_scenario: Make) -> None:
+    """A cap besides the floor: both met, and the value no better than with one of them."""
+    rho = make_scenario(5).demand
+    busiest = tuple(int(c) for c in np.argsort(rho)[-5:])
+    both = TaxiMDP(make_scenario(5), constraints=(EntropyFloor(0.8), Cap(busiest, 0.2)))
+    bound = certified_bound(both)
+    assert bound.mu[0, list(busiest)].sum() <= 0.2 + 1e-6
+    assert bound.per_step < certified_bound(world(make_scenario, 0.8)).per_step - 1e-3
+    assert bound.gap < 1e-3
+
+
+def test_the_bound_can_be_asked_for_without_gradients(make_scenario: Make) -> None:
+    """Inside torch.no_grad, where evaluations live, the same certificate."""
+    with torch.no_grad():
+        inside = certified_bound(world(make_scenario, 0.9))
+    outside = certified_bound(world(make_scenario, 0.9))
+    assert (inside.reward, inside.gap) == pytest.approx((outside.reward, outside.gap))
+
+
+@pytest.mark.parametrize("barrier", [0.0, 1.0])
+def test_infeasible_constraints_raise(make_scenario: Make, barrier: float) -> None:
+    """Two caps that leave no room for all taxis."""
+    mdp = TaxiMDP(make_scenario(2), constraints=(Cap((0, 1), 0.3), Cap((2, 3), 0.3)))
+    with pytest.raises(ValueError, match="no distribution meets the constraints"):
+        certified_bound(mdp, barrier)
+
+
+def test_a_barrier_without_an_interior_raises(make_scenario: Make) -> None:
+    """A floor of one leaves no margin for a logarithm: a ValueError, not a solver's private exception."""
+    with pytest.raises(ValueError, match="no distribution meets the constraints"):
+        certified_bound(world(make_scenario, 1.0), 1.0)
+
+
+def test_a_constraint_that_is_not_convex_propagates(make_scenario: Make) -> None:
+    """Its own TypeError reaches the user, and is not remembered as a result."""
+    mdp = TaxiMDP(make_scenario(2), constraints=(NotConvex(),))
+    for _ in range(2):
+        with pytest.raises(TypeError, match="keep-away has no convex safe set"):
+            certified_bound(mdp)
+
+
+@pytest.mark.parametrize("barrier", [-1.0, math.nan, math.inf])
+def test_bad_barriers_raise(make_scenario: Make, barrier: float) -> None:
+    """The message names the argument and the value."""
+    with pytest.raises(ValueError, match=f"barrier .*got {barrier}"):
+        certified_bound(world(make_scenario, 0.9), barrier)
+
+
+def test_bounds_are_kept_per_world_and_barrier(make_scenario: Make) -> None:
+    """Solved once; another world or another barrier is another bound."""
+    mdp = world(make_scenario, 0.9)
+    assert certified_bound(mdp) is certified_bound(mdp)
+    assert certified_bound(mdp, 1.0) is not certified_bound(mdp)
+    assert certified_bound(mdp, 1.0) is certified_bound(mdp, 1.0)
+    assert certified_bound(world(make_scenario, 0.9)) is not certified_bound(mdp)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["tensor", "array"])
+def test_staying_scores_zero_and_the_bound_one(make_scenario: Make, dtype: torch.dtype, kind: str) -> None:
+    """The two ends of the scale, and the definition in between, for tensors and arrays."""
+    mdp = world(make_scenario, 0.9, dtype=dtype)
+    stay = mdp.rollout(Stay()).mu[1:]
+    best = torch.from_numpy(certified_bound(mdp).mu)
+    assert bool((mdp.margins(stay) >= 0).all())
+
+    def scored(mu: Tensor) -> float:
+        return score(mu if kind == "tensor" else mu.numpy(), mdp)
+
+    assert scored(stay) == pytest.approx(0.0, abs=1e-6)
+    assert scored(best) == pytest.approx(1.0, abs=1e-3)
+    rho = mdp.scenario.demand
+    returns = [-sum(kl(rho, row) for row in mu.double().numpy()) for mu in (0.5 * stay + 0.5 * best, stay)]
+    expected = (returns[0] - returns[1]) / (certified_bound(mdp).reward - returns[1])
+    assert scored(0.5 * stay + 0.5 * best) == pytest.approx(expected, abs=1e-5)
+
+
+def test_worse_than_staying_scores_below_zero(make_scenario: Make) -> None:
+    """A safe fleet that runs away from the demand."""
+    mdp = world(make_scenario, 0.5)
+    away = 1.0 / (mdp.scenario.demand + 0.05)
+    assert score(np.tile(away / away.sum(), (4, 1)), mdp) < 0
+
+
+def test_a_violation_voids_the_score(make_scenario: Make) -> None:
+    """NaN when a single step breaks the floor, and when a distribution is not a number."""
+    mdp = world(make_scenario, 0.9)
+    good = certified_bound(mdp).mu
+    point = good.copy()
+    point[2] = np.eye(25)[0]
+    assert math.isnan(score(point, mdp))
+    missing = good.copy()
+    missing[3, 7] = math.nan
+    assert math.isnan(score(missing, mdp))
+    assert math.isnan(score(np.full((4, 25), math.nan), mdp))
+
+
+@pytest.mark.parametrize("shape", [(25,), (5, 25), (4, 24), (1, 4, 25)])
+def test_the_initial_distribution_is_not_scored(make_scenario: Make, shape: tuple[int, ...]) -> None:
+    """T rows of K cells, nothing else: T + 1 rows are refused rather than shifted."""
+    with pytest.raises(ValueError, match=r"distributions must have shape \(4, 25\)"):
+        score(np.full(shape, 0.04), world(make_scenario, 0.9))

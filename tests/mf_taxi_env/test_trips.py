@@ -1,0 +1,462 @@
+"""Trip files to scenarios: formats, areas, windows, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import datetime as dt
+import gzip
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mf_taxi_env import EntropyFloor, Scenario, TaxiMDP, certified_bound, scenario_from_trips
+from mf_taxi_env.scenarios.trips import median_smoothed
+
+pl = pytest.importorskip("polars")
+
+BOX = (10.0, 11.0, 45.0, 46.0)
+HEADER = "pickup_lon,pickup_lat,dropoff_lon,dropoff_lat"
+GOOD = "10.5,45.5,10.5,45.5"
+SHENZHEN = (114.015, 114.14, 22.5, 22.625)
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a CSV file of lines."""
+
+    def write(*lines: str, header: str = HEADER, name: str = "trips.csv") -> Path:
+        path = tmp_path / name
+        data = "".join(f"{line}\n" for line in (header, *lines)).encode()
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return path
+
+    return write
+
+
+def build(path: Path, **settings: object) -> Scenario:
+    """A scenario of the toy box, unsmoothed."""
+    return scenario_from_trips(path, **{"box": BOX, "cells": 4, "smoothing": 1, **settings})  # type: ignore[arg-type]
+
+
+def random_trips(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates ``[n, 4]`` in and around the box, and counts ``[n]``."""
+    rng = np.random.default_rng(seed)
+    degrees = np.stack([rng.uniform(low - 0.2, low + 1.2, count) for low in (10, 45, 10, 45)], 1).round(4)
+    return degrees, rng.integers(0, 9, count)
+
+
+def brute_force(
+    degrees: np.ndarray, counts: np.ndarray, cells: int, width: float, height: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pick-ups ``[K]`` and flow ``[K, K]`` by explicit overlap of each source rectangle with each cell."""
+
+    def shares(lon: float, lat: float) -> np.ndarray:
+        result = np.zeros((cells, cells))
+        for i in range(cells):
+            for j in range(cells):
+                left, right = max(lon - width / 2, 10 + i / cells), min(lon + width / 2, 10 + (i + 1) / cells)
+                low, high = max(lat - height / 2, 45 + j / cells), min(lat + height / 2, 45 + (j + 1) / cells)
+                result[i, j] = max(right - left, 0) * max(high - low, 0) / (width * height)
+        return result.ravel()
+
+    pickups, flow = np.zeros(cells**2), np.zeros((cells**2, cells**2))
+    for (o_lon, o_lat, d_lon, d_lat), count in zip(degrees, counts, strict=True):
+        origin = count * shares(o_lon, o_lat)
+        pickups += origin
+        flow += np.outer(origin, shares(d_lon, d_lat))
+    return pickups, flow
+
+
+def normalised(flow: np.ndarray) -> np.ndarray:
+    """Rows that sum to one, the identity where there is nothing."""
+    return np.stack([row / row.sum() if row.sum() > 0 else np.eye(len(row))[c] for c, row in enumerate(flow)])
+
+
+def test_points_are_binned_and_counted(write: Write) -> None:
+    """Longitude first, row = origin, column = destination, counts as weights, cells without trips the identity."""
+    path = write("10.1,45.1,10.9,45.1,3", "10.1,45.1,10.1,45.9,1", "10.9,45.9,10.6,45.2,4", header=HEADER + ",trips")
+    city = build(path, cells=2, entropy_floor=0.8, name="toy")
+    np.testing.assert_allclose(city.demand, [0.5, 0, 0, 0.5])
+    np.testing.assert_allclose(city.trips, [[0, 0.25, 0.75, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]])
+    assert (city.name, city.box, city.entropy_floor) == ("toy", BOX, 0.8)
+    assert build(path).name == "trips"
+
+
+def test_points_against_an_explicit_loop(write: Write) -> None:
+    """Random points in and around the box; drop-offs outside count as demand only."""
+    degrees, counts = random_trips(300)
+    lines = [",".join(map(repr, [*map(float, row), int(n)])) for row, n in zip(degrees, counts, strict=True)]
+    city = build(write(*lines, header=HEADER + ",trips"), cells=5)
+    pickups, flow = np.zeros(25), np.zeros((25, 25))
+    for (o_lon, o_lat, d_lon, d_lat), count in zip(degrees, counts, strict=True):
+        if 10 <= o_lon <= 11 and 45 <= o_lat <= 46:
+            origin = int((o_lon - 10) * 5) * 5 + int((o_lat - 45) * 5)
+            pickups[origin] += count
+            if 10 <= d_lon <= 11 and 45 <= d_lat <= 46:
+                flow[origin, int((d_lon - 10) * 5) * 5 + int((d_lat - 45) * 5)] += count
+    np.testing.assert_allclose(city.demand, pickups / pickups.sum())
+    np.testing.assert_allclose(city.trips, normalised(flow))
+    assert city.provenance["trips"] == pickups.sum()
+    assert city.provenance["trips_inside"] == flow.sum()
+
+
+def test_formats_agree(write: Write, tmp_path: Path) -> None:
+    """CSV, gzipped CSV and Parquet of the same trips are the same scenario, times and counts included."""
+    degrees, counts = random_trips(200)
+    start = dt.datetime(2020, 1, 20, 18, 0)
+    times = [start + dt.timedelta(minutes=2 * n) for n in range(200)]
+    lines = [
+        ",".join([*map(repr, map(float, row)), str(count), str(time)])
+        for row, count, time in zip(degrees, counts, times, strict=True)
+    ]
+    header = HEADER + ",trips,pickup_time"
+    frame = pl.DataFrame({name: degrees[:, i] for i, name in enumerate(HEADER.split(","))})
+    frame = frame.with_columns(trips=pl.Series(counts), pickup_time=pl.Series(times))
+    frame.write_parquet(tmp_path / "trips.parquet")
+    cities = [
+        build(path, window=("19:00", "22:00"), smoothing=3)
+        for path in (
+            write(*lines, header=header),
+            write(*lines, header=header, name="trips.csv.gz"),
+            tmp_path / "trips.parquet",
+        )
+    ]
+    for other in cities[1:]:
+        np.testing.assert_array_equal(other.demand, cities[0].demand)
+        np.testing.assert_array_equal(other.trips, cities[0].trips)
+        assert {**other.provenance, "file": ""} == {**cities[0].provenance, "file": ""}
+    assert cities[0].provenance["rows_outside_window"] == 200 - 90
+
+
+def test_columns_are_mapped(write: Write) -> None:
+    """A file with its own names gives the same city as ours; the count column may be mapped as well."""
+    ours = build(write("10.1,45.1,10.9,45.1,3", "10.9,45.9,10.1,45.1,1", header=HEADER + ",trips"))
+    columns = {"pickup_lon": "olon", "pickup_lat": "olat", "dropoff_lon": "dlon", "dropoff_lat": "dlat", "trips": "n"}
+    path = write("3,45.1,10.1,10.9,45.1", "1,45.9,10.9,10.1,45.1", header="n,olat,olon,dlon,dlat", name="theirs.csv")
+    theirs = build(path, columns=columns)
+    np.testing.assert_array_equal(theirs.demand, ours.demand)
+    np.testing.assert_array_equal(theirs.trips, ours.trips)
+    assert ours.demand.max() == 0.75
+
+
+@pytest.mark.parametrize("cells", [3, 7])
+@pytest.mark.parametrize("source_cell", [(0.3, 0.25), (0.05, 0.9)])
+def test_source_cells_are_spread_by_overlap(write: Write, cells: int, source_cell: tuple[float, float]) -> None:
+    """Rectangles in, across and outside of the box's edge, wider and narrower than a cell, against explicit overlaps."""
+    degrees, counts = random_trips(40)
+    lines = [",".join(map(repr, [*map(float, row), int(n)])) for row, n in zip(degrees, counts, strict=True)]
+    city = build(write(*lines, header=HEADER + ",trips"), cells=cells, source_cell=source_cell)
+    pickups, flow = brute_force(degrees, counts, cells, *source_cell)
+    np.testing.assert_allclose(city.demand, pickups / pickups.sum(), atol=1e-12)
+    np.testing.assert_allclose(city.trips, normalised(flow), atol=1e-9)
+
+
+def test_a_source_cell_far_larger_than_the_box_is_refused(write: Write) -> None:
+    """Metres given for degrees are an error, at once and by name, not hours of work."""
+    with pytest.raises(ValueError, match=r"source_cell.*500"):
+        build(write(GOOD), source_cell=(500.0, math.inf))
+
+
+@pytest.mark.parametrize("side", [1, 3, 5])
+def test_median_smoothing_against_an_explicit_loop(side: int) -> None:
+    """A median over side x side cells, the edge repeated like a mirror; a side of 1 changes nothing."""
+    k = 6
+    mass = np.random.default_rng(0).random((k, k))
+
+    def mirror(i: int) -> int:
+        return -1 - i if i < 0 else 2 * k - 1 - i if i >= k else i
+
+    reach = range(-(side // 2), side // 2 + 1)
+    expected = [
+        [np.median([mass[mirror(i + a), mirror(j + b)] for a in reach for b in reach]) for j in range(k)] for i in range(k)
+    ]
+    np.testing.assert_array_equal(median_smoothed(mass.ravel(), side), np.ravel(expected))
+
+
+def test_smoothing_touches_demand_only(write: Write) -> None:
+    """Trip probabilities are raw counts; the demand is the normalised median of the pick-ups."""
+    degrees, _ = random_trips(500)
+    path = write(*[",".join(map(repr, map(float, row))) for row in degrees])
+    raw, smooth = build(path), build(path, smoothing=3)
+    np.testing.assert_array_equal(raw.trips, smooth.trips)
+    expected = median_smoothed(raw.demand, 3)
+    np.testing.assert_allclose(smooth.demand, expected / expected.sum(), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("lon", "lat", "cell"),
+    [
+        (11.0, 45.5, 14),
+        (10.5, 46.0, 11),
+        (11.0, 46.0, 15),
+        (10.0, 45.0, 0),
+        (10.25, 45.0, 4),
+        (10.999999999999998, 45.99999999999999, 15),
+    ],
+)
+def test_points_on_the_boxs_edges_are_inside(write: Write, lon: float, lat: float, cell: int) -> None:
+    """The east and north edges belong to the last cell; inner edges to the upper one."""
+    city = build(write(f"{lon!r},{lat!r},{lon!r},{lat!r}"))
+    assert city.demand[cell] == 1.0
+    assert city.provenance["trips_inside"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("window", "hours"),
+    [
+        (("19:00", "22:00"), [19, 20, 21]),
+        (("22:00", "01:00"), [22, 23, 0]),
+        (("00:00", "01:00"), [0]),
+        (("23:00", "00:00"), [23]),
+    ],
+)
+def test_windows_are_half_open_and_may_pass_midnight(write: Write, window: tuple[str, str], hours: Sequence[int]) -> None:
+    """The first second of the window counts, the first after it does not, and 22:00 to 01:00 is the night."""
+    lines = [f"{GOOD},2020-01-20 {h:02d}:{ms}" for h in range(24) for ms in ("00:00", "30:00", "59:59")]
+    city = build(write(*lines, header=HEADER + ",pickup_time"), window=window)
+    assert city.provenance["trips"] == 3 * len(hours)
+    assert city.provenance["rows_outside_window"] == 72 - 3 * len(hours)
+    edges = [f"{GOOD},2020-01-20 {window[0]}:00", f"{GOOD},2020-01-20 {window[1]}:00"]
+    assert build(write(*edges, header=HEADER + ",pickup_time"), window=window).provenance["trips"] == 1
+
+
+def test_rows_outside_the_box_are_counted(write: Write) -> None:
+    """Elsewhere is no error: pick-ups outside are left out, drop-offs outside are demand without a trip."""
+    city = build(write(GOOD, "9.0,45.5,10.5,45.5", "10.5,46.5,10.5,45.5", "10.5,45.5,12.0,45.5"))
+    facts = city.provenance
+    assert (facts["rows"], facts["rows_outside_box"], facts["rows_leaving"], facts["bad_rows"]) == (4, 2, 1, 0)
+    assert (facts["trips"], facts["trips_inside"]) == (2.0, 1.0)
+    assert facts["file"] == "trips.csv"
+
+
+BAD = {
+    "NaN coordinate": (["nan,45.5,10.5,45.5"], HEADER, "1 in column 'pickup_lon'"),
+    "infinite coordinate": (["10.5,45.5,inf,45.5"], HEADER, "1 in column 'dropoff_lon'"),
+    "unparsable coordinate": (["10.5,north,10.5,45.5", "10.5,,10.5,45.5"], HEADER, "2 in column 'pickup_lat'"),
+    "impossible coordinate": (["10.5,45.5,10.5,95"], HEADER, "1 in column 'dropoff_lat'"),
+    "negative count": (["10.5,45.5,10.5,45.5,-1"], HEADER + ",trips", "1 in column 'trips'"),
+    "unreadable count": (["10.5,45.5,10.5,45.5,many"], HEADER + ",trips", "1 in column 'trips'"),
+    "unreadable time": (["10.5,45.5,10.5,45.5,soon"], HEADER + ",pickup_time", "1 in column 'pickup_time'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_rows_raise_or_are_dropped_and_counted(write: Write, kind: str) -> None:
+    """The message names the file, the columns and the numbers; bad_rows="drop" leaves the rows out and counts them."""
+    lines, header, message = BAD[kind]
+    extra = {"trips": ",2", "pickup_time": ",2020-01-20 19:30:00"}.get(header.split(",")[-1], "")
+    path = write(GOOD + extra, *lines, GOOD + extra, header=header)
+    window = ("19:00", "22:00") if "time" in kind else None
+    total = len(lines) + 2
+    with pytest.raises(ValueError, match=rf"trips\.csv: {len(lines)} of {total} rows .*{message}"):
+        build(path, window=window)
+    city = build(path, window=window, bad_rows="drop")
+    assert (city.provenance["rows"], city.provenance["bad_rows"]) == (total, len(lines))
+    assert city.provenance["trips"] == (4 if "count" in kind else 2)
+
+
+def test_bad_rows_name_the_files_own_column(write: Write) -> None:
+    """With a mapping, the message speaks of the column that the user can see."""
+    path = write("x,45.5,10.5,45.5", GOOD, header="start_x,pickup_lat,dropoff_lon,dropoff_lat")
+    with pytest.raises(ValueError, match=r"1 of 2 rows.*'start_x'"):
+        build(path, columns={"pickup_lon": "start_x"})
+
+
+def test_missing_columns_raise(write: Write) -> None:
+    """The message names the file, what is missing, what there is, and the way out."""
+    with pytest.raises(ValueError, match=r"trips\.csv has no column 'pickup_lon'.*\['lon', .*columns="):
+        build(write(GOOD, header=HEADER.replace("pickup_lon", "lon")))
+    with pytest.raises(ValueError, match=r"no column 'x' \(for pickup_lon\)"):
+        build(write(GOOD), columns={"pickup_lon": "x"})
+    with pytest.raises(ValueError, match=r"no column 'pickup_time'"):
+        build(write(GOOD), window=("19:00", "22:00"))
+    with pytest.raises(ValueError, match=r"no column 'count' \(for trips\)"):
+        build(write(GOOD), columns={"trips": "count"})
+
+
+def test_unknown_names_in_the_mapping_raise(write: Write) -> None:
+    """A typo in columns is an error, not a column that is silently ignored."""
+    with pytest.raises(ValueError, match=r"unknown names \['pickup_lng'\].*pickup_lon"):
+        build(write(GOOD), columns={"pickup_lng": "pickup_lon"})
+
+
+@pytest.mark.parametrize(("west", "south"), [(10.0, 45.0), (114.0, 22.5)])
+def test_swapped_coordinates_are_recognised(write: Write, west: float, south: float) -> None:
+    """Longitude and latitude exchanged: told so, whether the values are possible latitudes or not."""
+    row = f"{south + 0.05},{west + 0.05},{south + 0.05},{west + 0.05}"
+    with pytest.raises(ValueError, match=r"trips\.csv: longitude and latitude look swapped.*3 of 3"):
+        build(write(row, row, row), box=(west, west + 0.1, south, south + 0.1))
+
+
+def test_nothing_in_the_box_raises(write: Write) -> None:
+    """The message names the file, the box and the number of rows."""
+    with pytest.raises(ValueError, match=r"trips\.csv: no trip starts in the box \(10\.0, .*2 rows read, 2 outside"):
+        build(write("1,2,1,2", "3,4,10.5,45.5"))
+
+
+def test_nothing_in_the_window_raises(write: Write) -> None:
+    """The message names the file, the window and the number of rows."""
+    path = write(f"{GOOD},2020-01-20 12:00:00", header=HEADER + ",pickup_time")
+    with pytest.raises(ValueError, match=r"trips\.csv: no trip starts in the window 19:00 to 22:00 \(1 rows read\)"):
+        build(path, window=("19:00", "22:00"))
+
+
+def test_smoothing_that_leaves_no_demand_raises(write: Write) -> None:
+    """A single trip is an outlier to a median: said so, instead of dividing by zero."""
+    with pytest.raises(ValueError, match=r"trips\.csv: smoothing=3 leaves no demand on 4 x 4"):
+        build(write(GOOD), smoothing=3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("box", (11.0, 10.0, 45.0, 46.0), "west=11.0, east=10.0"),
+        ("box", (10.0, 10.0, 45.0, 46.0), "west=10.0, east=10.0"),
+        ("box", (10.0, 11.0, 46.0, 45.0), "south=46.0, north=45.0"),
+        ("box", (10.0, 11.0), "four numbers"),
+        ("cells", 0, "cells .*0"),
+        ("cells", 2.5, "cells .*2.5"),
+        ("smoothing", 2, "smoothing .*2"),
+        ("smoothing", 0, "smoothing .*0"),
+        ("smoothing", -1, "smoothing .*-1"),
+        ("source_cell", (0.0, 0.1), r"source_cell .*\(0.0, 0.1\)"),
+        ("source_cell", (0.1,), r"source_cell .*\(0.1,\)"),
+        ("bad_rows", "ignore", "bad_rows .*'ignore'"),
+        ("window", ("19", "25:00"), r"window .*'25:00'"),
+        ("window", ("19:00", "19:00"), r"window .*empty"),
+        ("window", ("19:00",), r"window .*two times"),
+        ("entropy_floor", 1.5, "entropy_floor .*1.5"),
+    ],
+)
+def test_bad_arguments_raise(write: Write, argument: str, value: object, message: str) -> None:
+    """The message names the argument and the value."""
+    path = write(f"{GOOD},2020-01-20 19:30:00", header=HEADER + ",pickup_time")
+    with pytest.raises(ValueError, match=message):
+        build(path, **{argument: value})
+
+
+def broken(name: str) -> bytes:
+    """The content of a file that cannot be read."""
+    text = f"{HEADER}\n" + "".join(f"10.{i % 97:02d},45.5,10.5,45.5\n" for i in range(3000))
+    packed = gzip.compress(text.encode())
+    flipped = bytearray(packed)
+    flipped[len(packed) // 2] ^= 0xFF
+    return {
+        "truncated.csv.gz": packed[: len(packed) // 2],
+        "flipped.csv.gz": bytes(flipped),
+        "checksum.csv.gz": packed[:-6] + bytes([packed[-6] ^ 0xFF]) + packed[-5:],
+        "footer.parquet": b"PAR1 no parquet PAR1",
+        "empty.parquet": b"",
+        "empty.csv": b"",
+        "empty.csv.gz": gzip.compress(b""),
+        "header.csv": f"{HEADER}\n".encode(),
+        "ragged.csv": f"{HEADER}\n{GOOD}\n{GOOD},7,8\n".encode(),
+        "binary.csv": bytes(range(256)),
+        "latin.csv": f"{HEADER},note\n{GOOD},\xe9\n".encode("latin-1"),
+        "trips.txt": text.encode(),
+        "trips.zip": text.encode(),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "truncated.csv.gz",
+        "flipped.csv.gz",
+        "checksum.csv.gz",
+        "footer.parquet",
+        "empty.parquet",
+        "empty.csv",
+        "empty.csv.gz",
+        "header.csv",
+        "ragged.csv",
+        "binary.csv",
+        "latin.csv",
+        "trips.txt",
+        "trips.zip",
+    ],
+)
+def test_unreadable_files_raise_and_are_named(tmp_path: Path, name: str) -> None:
+    """Damaged, empty and foreign files: ValueError with the file's name, never half of the trips."""
+    (tmp_path / name).write_bytes(broken(name))
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        build(tmp_path / name)
+
+
+def test_damaged_parquet_data_raises(tmp_path: Path) -> None:
+    """A footer that is whole does not hide damaged pages."""
+    path = tmp_path / "trips.parquet"
+    pl.DataFrame({name: np.random.default_rng(0).random(1000) for name in HEADER.split(",")}).write_parquet(path)
+    data = bytearray(path.read_bytes())
+    data[16:400] = bytes(384)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"trips\.parquet cannot be read"):
+        build(path)
+
+
+def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
+    """FileNotFoundError with the path."""
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
+        build(tmp_path / "nowhere.csv")
+
+
+def test_times_that_are_no_times_raise(tmp_path: Path) -> None:
+    """A Parquet column of integers is no time of day."""
+    frame = pl.DataFrame({name: [10.5 if "lon" in name else 45.5] for name in HEADER.split(",")})
+    frame.with_columns(pickup_time=pl.lit(5)).write_parquet(tmp_path / "trips.parquet")
+    with pytest.raises(ValueError, match=r"trips\.parquet"):
+        build(tmp_path / "trips.parquet", window=("19:00", "22:00"))
+
+
+@pytest.fixture(scope="module")
+def shenzhen(data_folder: Path) -> Scenario:
+    """The paper's study area, from real trips."""
+    return scenario_from_trips(data_folder / "shenzhen_od_500m.csv.gz", box=SHENZHEN, source_cell=(0.0048726, 0.0044966))
+
+
+def test_real_demand_has_the_known_entropy(shenzhen: Scenario) -> None:
+    """Entropy 0.874 of log K and KL 0.812 to the uniform distribution, at k = 25 and a 3 x 3 median."""
+    assert shenzhen.cells == 25
+    assert shenzhen.demand_entropy == pytest.approx(0.874, abs=0.003)
+    assert (1 - shenzhen.demand_entropy) * math.log(625) == pytest.approx(0.812, abs=0.005)
+    assert shenzhen.provenance["rows"] == 193_455
+    assert shenzhen.provenance["trips_inside"] == pytest.approx(212_000, rel=0.02)
+
+
+def test_staying_put_in_the_real_city(shenzhen: Scenario) -> None:
+    """Twelve steps without repositioning sum to KL 7.97, and entropy ends at 0.961 of its maximum: safe at 0.95, not at 0.97."""
+    mdp = TaxiMDP(shenzhen, reward_timing="next", dtype=torch.float64, constraints=(EntropyFloor(0.95), EntropyFloor(0.97)))
+
+    class Stay:
+        def field(self, mu: torch.Tensor, t: int) -> torch.Tensor:
+            return torch.zeros_like(mdp.centers)
+
+    path = mdp.rollout(Stay())
+    assert float(path.returns) == pytest.approx(-7.97, abs=0.05)
+    assert float(path.margins[-1, 0]) / math.log(625) + 0.95 == pytest.approx(0.961, abs=0.001)
+    assert bool((path.margins[:, 0] > 0).all())
+    assert float(path.margins[-1, 1]) < 0
+
+
+def test_the_bound_of_the_real_city(shenzhen: Scenario) -> None:
+    """No policy beats a KL of 0.1476 per step at a floor of 0.95, and the certificate is tight."""
+    pytest.importorskip("cvxpy")
+    bound = certified_bound(TaxiMDP(shenzhen, constraints=(EntropyFloor(0.95),)))
+    assert bound.kl == pytest.approx(0.1476, abs=0.001)
+    assert 0 <= bound.gap < 1e-3
+    assert bound.mu.shape == (12, 625)
+
+
+def test_single_trips_of_an_evening_build(data_folder: Path) -> None:
+    """The file of single trips, 19:00 to 22:00: 1,764 of 10,619 rows are in the window."""
+    city = scenario_from_trips(
+        data_folder / "shenzhen_trips_2020-01-20.csv.gz", box=SHENZHEN, cells=10, window=("19:00", "22:00")
+    )
+    assert city.provenance["rows"] == 10_619
+    assert city.provenance["rows"] - city.provenance["rows_outside_window"] == 1_764
+    assert 0.5 < city.demand_entropy < 1.0

@@ -1,0 +1,96 @@
+"""Small worlds and quick settings that the agent's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mf_taxi_env import EntropyFloor, Grid, Motion, Scenario, TaxiMDP, load_scenario
+from mf_taxi_env.noise import TruncatedGaussian
+from safe_m3_agent import Config
+from safe_m3_agent.certificate import CertificateConfig
+from safe_m3_agent.model.ensemble import EnsembleConfig
+from safe_m3_agent.planners.bptt import BPTTConfig
+from safe_m3_agent.transitions import Transitions
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread: small tensors gain nothing from more, and tests side by side lose much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def make_world() -> Callable[..., TaxiMDP]:
+    """A small Shenzhen. The floor is low and the noise wide, for on a coarse grid staying put concentrates the fleet."""
+
+    def make(cells: int = 5, floor: float = 0.8, **options: object) -> TaxiMDP:
+        settings: dict[str, object] = {
+            "constraints": [EntropyFloor(floor)],
+            "horizon": 3,
+            "noise_std": 0.1,
+            "reward_timing": "next",
+        }
+        return TaxiMDP(load_scenario("shenzhen", cells=cells), **{**settings, **options})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def world(make_world: Callable[..., TaxiMDP]) -> TaxiMDP:
+    """Three steps on 5 x 5 cells."""
+    return make_world()
+
+
+@pytest.fixture(scope="session")
+def random_city() -> Callable[..., Scenario]:
+    """A city drawn from a seed."""
+
+    def make(seed: int, cells: int = 5) -> Scenario:
+        rng = np.random.default_rng(seed)
+        demand, trips = rng.dirichlet(np.ones(cells**2)), rng.dirichlet(np.ones(cells**2), cells**2)
+        return Scenario(f"random {seed}", demand, trips, box=(0.0, 0.1, 0.0, 0.1), entropy_floor=0.5)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Config:
+    """Settings so small that an episode takes a fraction of a second; too small to learn anything."""
+    return Config(
+        representative_agents=4,
+        ensemble=EnsembleConfig(members=3, hidden=(4, 4), steps=6),
+        bptt=BPTTConfig(epochs=4),
+        certificate=CertificateConfig(restarts=2, steps=1, attempts=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def roam() -> Callable[..., tuple[Transitions, Tensor]]:
+    """Random moves in random distributions, and where they headed."""
+
+    def make(
+        motion: Motion,
+        n: int,
+        seed: int,
+        *,
+        grid: Grid = Grid(6),
+        noise_std: float = 0.0175,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Transitions, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        positions = torch.rand(n, 2, generator=generator, dtype=dtype)
+        actions = 2 * torch.rand(n, 2, generator=generator, dtype=dtype) - 1
+        mass = torch.rand(n, grid.size, generator=generator, dtype=dtype).pow(3)
+        mu = mass / mass.sum(-1, keepdim=True)
+        goals = motion(positions.unsqueeze(-2), mu, actions.unsqueeze(-2)).squeeze(-2)
+        return Transitions(positions, mu, actions, TruncatedGaussian(grid, noise_std).sample(goals, generator)), goals
+
+    return make

@@ -1,0 +1,77 @@
+"""The relaxed barrier: a logarithm where it is safe, a way back where it is not; and its weight along the central path."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from safe_m3_agent.barrier import BarrierConfig, relaxed_log_barrier
+
+
+def derivatives(x: float, width: float) -> tuple[float, float, float]:
+    """Value, slope and curvature of the barrier."""
+    margin = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    value = relaxed_log_barrier(margin, width)
+    (slope,) = torch.autograd.grad(value, margin, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, margin)
+    return float(value.detach()), float(slope.detach()), float(curvature)
+
+
+@pytest.mark.parametrize("width", [0.001, 0.01, 0.3])
+def test_logarithm_above_the_width(width: float) -> None:
+    """Safe policies see the interior-point barrier itself."""
+    margins = width * torch.tensor([1.0, 1.5, 10.0, 1000.0], dtype=torch.float64)
+    torch.testing.assert_close(relaxed_log_barrier(margins, width), margins.log())
+
+
+@pytest.mark.parametrize("width", [0.001, 0.01, 0.3])
+def test_twice_differentiable_at_the_width(width: float) -> None:
+    """No kink where the quadratic takes over: value, slope and curvature agree with the logarithm's."""
+    expected = (math.log(width), 1 / width, -1 / width**2)
+    assert derivatives(width * (1 - 1e-9), width) == pytest.approx(expected, rel=1e-6)
+    assert derivatives(width, width) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.01, -1.0, -50.0])
+def test_unsafe_policies_find_back(margin: float) -> None:
+    """A violated margin pushes upwards, the harder the worse it is, and nothing overflows."""
+    value, slope, curvature = derivatives(margin, 0.01)
+    assert math.isfinite(value) and curvature < 0
+    assert slope == pytest.approx((2 - margin / 0.01) / 0.01)
+    assert slope > derivatives(margin + 0.001, 0.01)[1] > 0
+
+
+def test_gradient_is_finite_in_float32_at_any_margin() -> None:
+    """The branch that is not taken must not poison the gradient of the one that is."""
+    margins: Tensor = torch.tensor([-10.0, -1e-8, 0.0, 1e-8, 0.01, 3.0], requires_grad=True)
+    (slope,) = torch.autograd.grad(relaxed_log_barrier(margins, 0.01).sum(), margins)
+    assert slope.isfinite().all() and (slope > 0).all()
+
+
+def test_weight_follows_the_central_path() -> None:
+    """The weight falls from initial to final, geometrically, with the number of certificates, and stays there."""
+    config = BarrierConfig(initial=1.0, final=0.01, certificates=4)
+    weights = [config.weight(n) for n in range(7)]
+    assert weights[:5] == pytest.approx([1.0, 10**-0.5, 0.1, 10**-1.5, 0.01])
+    assert weights[5] == weights[6] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"initial": 0.1, "final": 0.2}, "final <= initial"),
+        ({"final": 0.0}, "0 < final"),
+        ({"initial": math.inf}, "final <= initial"),
+        ({"initial": math.nan}, "final <= initial"),
+        ({"certificates": 0}, "certificates must be at least 1, got 0"),
+        ({"width": 0.0}, "width must be a positive number, got 0.0"),
+        ({"width": math.nan}, "width must be a positive number, got nan"),
+    ],
+)
+def test_settings_are_validated(options: dict[str, float], message: str) -> None:
+    """Nonsense is refused where it enters, with its value."""
+    with pytest.raises(ValueError, match=message):
+        BarrierConfig(**options)  # type: ignore[arg-type]
