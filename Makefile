@@ -24,7 +24,7 @@ check: $(VENV)/.dev  ## Static checks: style, types, import contracts
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.docs  ## The documentation site, strictly, into site/
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/sphinx-build -W --keep-going -q docs site
 
 benchmark: $(VENV)/.dev  ## Timings and memory
 	$(BIN)/python benchmarks/planning.py

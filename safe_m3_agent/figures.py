@@ -60,7 +60,8 @@ def learning_curve(history: History, mdp: TaxiMDP) -> Figure:
     bottom.plot(episodes, margin, color=BLUE, linewidth=2, drawstyle="steps-post", label="executed, smallest over the episode")
     bottom.plot(episodes, worst, "v", color=ORANGE, markersize=4, label="candidate under its worst plausible motion")
     violated = np.array(history.column("violations")) > 0
-    bottom.plot(episodes[violated], margin[violated], "x", color=RED, markersize=8, label="violation")
+    if violated.any():
+        bottom.plot(episodes[violated], margin[violated], "x", color=RED, markersize=8, label="violation")
     bottom.set_ylim(min(-0.4 * top_of_view, 1.1 * float(np.nanmin(margin))), top_of_view)
     bottom.annotate("unsafe", (0.99, 0.0), xytext=(0, -4), va="top", ha="right", color=RED, **edge)
     bottom.set_ylabel("safety margin\n(nats of entropy)")

@@ -29,7 +29,7 @@ class MFTaxiEnv(gym.Env[Array, Array]):
     ## Description
     The state is a distribution ``mu`` over ``k x k`` cells of a city; one step is a quarter of an hour. First passengers are
     served and carried to where the city's trips end, then every taxi moves as the action tells it to, and noise perturbs
-    where it arrives. The transition is deterministic: a distribution moves. See :class:`mf_taxi_env.TaxiMDP` for the
+    where it arrives. The transition is deterministic: a distribution moves. See ``mf_taxi_env.TaxiMDP`` for the
     equations and arXiv 2306.17052 for their source.
 
     ## Action Space
@@ -75,7 +75,7 @@ class MFTaxiEnv(gym.Env[Array, Array]):
 
     | argument | default | meaning |
     |---|---|---|
-    | ``scenario`` | ``"shenzhen"`` | name, path of a ``.npz`` scenario, or :class:`~mf_taxi_env.Scenario` |
+    | ``scenario`` | ``"shenzhen"`` | name, path of a ``.npz`` scenario, or ``mf_taxi_env.Scenario`` |
     | ``cells`` | 25 | cells per axis, ``k``; the scenario is resampled to it |
     | ``horizon`` | 12 | steps per episode |
     | ``observation`` | ``"mass"`` | ``"mass"`` or ``"density"`` |

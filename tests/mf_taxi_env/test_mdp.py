@@ -61,7 +61,7 @@ def particles(**settings: object) -> ParticleMDP:
 
 
 def test_rollout_is_shift_then_policy_then_move() -> None:
-    """The policy sees the distribution after the shift and the step; rewards, margins and uncertainty have their step's values."""
+    """The policy sees the distribution after the shift; rewards, margins and uncertainty have their step's values."""
     policy = Seen(torch.tensor([[0.25], [0.25]]))
     path = Counter(constraints=(EntropyFloor(0.0),)).rollout(policy)
     assert path.mu.tolist() == [[1.0, 0.0], [0.25, 0.75], [1.0, 0.0], [0.25, 0.75]]

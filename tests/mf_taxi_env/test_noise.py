@@ -100,7 +100,7 @@ def test_samples_stay_in_the_city_and_repeat_with_the_generator() -> None:
 
 
 def test_an_extreme_draw_does_not_cross_the_city(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest and largest numbers that a float32 generator draws move a taxi by a few standard deviations, not to the edge."""
+    """The smallest and largest float32 draws move a taxi by a few standard deviations, not to the edge of the city."""
     noise = TruncatedGaussian(Grid(10), 0.0175)
     destinations = torch.full((2, 2), 0.5)
     extremes = torch.tensor([[0.0, 0.0], [1 - 2**-24, 1 - 2**-24]])

@@ -267,7 +267,7 @@ def test_loading_never_unpickles(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_raises_and_names_the_file(make_scenario: Make, tmp_path: Path) -> None:
-    """Flipped bits and missing ends: ValueError with the file's name, or, where the damage misses the data, the same scenario."""
+    """Flipped bits and missing ends: ValueError with the file's name, or, where no data is hit, the same scenario."""
     city = make_scenario(5)
     raw = city.save(tmp_path / "city.npz").read_bytes()
     rng = np.random.default_rng(0)
@@ -280,13 +280,13 @@ def test_a_damaged_file_raises_and_names_the_file(make_scenario: Make, tmp_path:
         else:
             data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
         path.write_bytes(data)
+        message = ""
         try:
-            survivor = Scenario.load(path)
+            assert_same(Scenario.load(path), city)
         except ValueError as error:
-            assert "odd.npz" in str(error)
+            message = str(error)
             refused += 1
-        else:
-            assert_same(survivor, city)
+        assert not message or "odd.npz" in message
     assert refused > 150
 
 

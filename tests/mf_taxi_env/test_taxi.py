@@ -22,7 +22,7 @@ F64 = torch.float64
 
 
 def reference_transition(mu: Array, actions: Array, demand: Array, trips: Array, std: float) -> Array:
-    """One step by the book: a service probability per cell, a dense K x K kernel, SciPy's truncated normal, loops over cells."""
+    """One step by the book: a service probability per cell, a dense K x K kernel, SciPy's truncated normal."""
     size = mu.size
     k = round(size**0.5)
     served = np.zeros(size)

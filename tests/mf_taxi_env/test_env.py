@@ -1,0 +1,415 @@
+"""The Gymnasium envs: both checkers without a warning, and the lifted MDP underneath, step by step."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from gymnasium.utils.env_checker import check_env
+from torch import Tensor
+
+from mf_taxi_env import EntropyFloor, FreeMotion, Grid, Scenario, TaxiMDP
+from mf_taxi_env.parameterization import make_parameterization
+
+Make = Callable[..., Scenario]
+
+#: Every id that this package registers: a new one is tested without anyone remembering.
+IDS = [
+    name
+    for name, spec in gym.registry.items()
+    if isinstance(spec.entry_point, str) and spec.entry_point.split(".")[0].split(":")[0] == "mf_taxi_env"
+]
+PARAMETERIZATIONS = ["cells", "bilinear:8"]
+#: Smaller than the default, where an id knows how.
+SMALL: dict[str, dict[str, Any]] = {"MFTaxi-v0": {"cells": 6}}
+
+worlds = pytest.mark.parametrize(("name", "parameterization"), [(i, p) for i in IDS for p in PARAMETERIZATIONS])
+
+
+def make(name: str, **settings: Any) -> gym.Env[Any, Any]:
+    """The env behind its wrappers."""
+    return gym.make(name, **{**SMALL.get(name, {}), **settings}).unwrapped
+
+
+def taxi(**settings: Any) -> gym.Env[Any, Any]:
+    """A small taxi env behind its wrappers."""
+    return make("MFTaxi-v0", **settings)
+
+
+def action(env: gym.Env[Any, Any], seed: int = 0, size: float = 0.2) -> np.ndarray:
+    """A legal action, repeatable."""
+    return np.random.default_rng(seed).uniform(-size, size, env.action_space.shape).astype(np.float32)
+
+
+class Frozen:
+    """A policy that repeats fields."""
+
+    def __init__(self, fields: list[Tensor]) -> None:
+        self.fields = fields
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        return self.fields[t]
+
+
+def test_the_taxi_env_is_registered() -> None:
+    """The public id is among those that the tests below run over."""
+    assert "MFTaxi-v0" in IDS
+
+
+@worlds
+def test_gymnasiums_checker_has_nothing_to_say(name: str, parameterization: str) -> None:
+    """check_env with every warning an error; there is no list of exceptions."""
+    env = make(name, parameterization=parameterization)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env, skip_render_check=True)
+
+
+@worlds
+def test_stable_baselines_checker_has_nothing_to_say(name: str, parameterization: str) -> None:
+    """SB3's check_env with every warning an error."""
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checker.check_env(make(name, parameterization=parameterization), warn=True, skip_render_check=True)
+
+
+@worlds
+def test_spaces_are_flat_float32_boxes(name: str, parameterization: str) -> None:
+    """Actions in [-1, 1] of the parameterization's length, observations of K masses."""
+    env = make(name, parameterization=parameterization)
+    world = env.mdp  # type: ignore[attr-defined]
+    length = make_parameterization(parameterization, world.grid, world.action_dim).n_parameters
+    assert env.action_space == gym.spaces.Box(-1.0, 1.0, (length,), np.float32)
+    assert env.observation_space == gym.spaces.Box(0.0, 1.0, (world.grid.size,), np.float32)
+
+
+@worlds
+def test_reset_and_step_keep_the_contract(name: str, parameterization: str) -> None:
+    """Types and shapes of the five values, the keys of info, and a cost that is the violation of the margin."""
+    env = make(name, parameterization=parameterization)
+    observation, info = env.reset(seed=3)
+    values = [(observation, info)]
+    observation, reward, terminated, truncated, info = env.step(action(env))
+    values.append((observation, info))
+    assert type(reward) is float
+    assert terminated is False
+    assert truncated is False
+    for observation, info in values:
+        assert isinstance(observation, np.ndarray)
+        assert observation.dtype == np.float32
+        assert observation in env.observation_space
+        assert observation.sum() == pytest.approx(1.0, abs=1e-5)
+        assert {"cost", "margin", "margins", "entropy", "kl"} <= info.keys()
+        assert all(type(info[key]) is float for key in ("cost", "margin", "entropy", "kl"))
+        assert all(type(value) is float for value in info["margins"].values())
+        assert info["cost"] == max(0.0, -info["margin"])
+        assert info["margin"] == min(info["margins"].values(), default=math.inf)
+        assert info["entropy"] == pytest.approx(scipy.stats.entropy(observation) / math.log(observation.size), abs=1e-5)
+
+
+@worlds
+def test_the_env_is_the_rollout_of_its_mdp(name: str, parameterization: str) -> None:
+    """Observations, rewards and margins are those of mdp.rollout under the same fields, and truncation ends the episode."""
+    env = make(name, parameterization=parameterization, horizon=4)
+    world = env.mdp  # type: ignore[attr-defined]
+    actions = [action(env, seed) for seed in range(4)]
+    shape = make_parameterization(parameterization, world.grid, world.action_dim)
+    path = world.rollout(Frozen([shape.field(torch.from_numpy(a)) for a in actions]))
+    observation, _ = env.reset(seed=0)
+    np.testing.assert_allclose(observation, path.mu[0].numpy(), atol=1e-6)
+    for t, a in enumerate(actions):
+        observation, reward, terminated, truncated, info = env.step(a)
+        np.testing.assert_allclose(observation, path.mu[t + 1].numpy(), atol=1e-6)
+        assert reward == pytest.approx(float(path.rewards[t]), rel=1e-4, abs=1e-5)
+        assert list(info["margins"].values()) == pytest.approx(path.margins[t].tolist(), abs=1e-5)
+        assert (terminated, truncated) == (False, t == 3)
+
+
+@worlds
+def test_steps_without_a_running_episode_raise(name: str, parameterization: str) -> None:
+    """ResetNeeded before the first reset and after the last step; reset starts again."""
+    env = make(name, parameterization=parameterization, horizon=2)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(action(env))
+    for _ in range(2):
+        env.reset(seed=0)
+        assert [env.step(action(env))[3] for _ in range(2)] == [False, True]
+        with pytest.raises(gym.error.ResetNeeded):
+            env.step(action(env))
+
+
+@worlds
+def test_episodes_repeat(name: str, parameterization: str) -> None:
+    """The same seed and actions give the same episode, in the same env and in another."""
+    runs = []
+    env = make(name, parameterization=parameterization)
+    for world in (env, env, make(name, parameterization=parameterization)):
+        trace = [world.reset(seed=11)[0]]
+        for t in range(3):
+            observation, reward, *_ = world.step(action(world, t))
+            trace += [observation, np.float64(reward)]
+        runs.append(trace)
+    for other in runs[1:]:
+        for a, b in zip(runs[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@worlds
+@pytest.mark.parametrize("way", ["pickle", "deepcopy"])
+def test_copies_go_on_where_the_original_is(name: str, parameterization: str, way: str) -> None:
+    """A copy made in the middle of an episode takes the same next step, and is independent."""
+    env = make(name, parameterization=parameterization)
+    env.reset(seed=0)
+    env.step(action(env, 1))
+    other = pickle.loads(pickle.dumps(env)) if way == "pickle" else copy.deepcopy(env)
+    first = env.step(action(env, 2))
+    second = other.step(action(env, 2))
+    np.testing.assert_array_equal(first[0], second[0])
+    assert first[1:4] == second[1:4]
+
+
+@worlds
+@pytest.mark.parametrize("kind", ["short", "matrix", "scalar", "nan", "infinite", "large", "small"])
+def test_bad_actions_raise_and_change_nothing(name: str, parameterization: str, kind: str) -> None:
+    """ValueError naming what is wrong, and an episode that goes on as if nothing had been asked."""
+    env, twin = (make(name, parameterization=parameterization) for _ in range(2))
+    good = action(env)
+    bad: Any = good.copy()
+    if kind == "short":
+        bad = bad[:-1]
+    elif kind == "matrix":
+        bad = bad[None]
+    elif kind == "scalar":
+        bad = 0.0
+    else:
+        bad[3] = {"nan": math.nan, "infinite": math.inf, "large": 1.001, "small": -1.001}[kind]
+    env.reset(seed=0)
+    twin.reset(seed=0)
+    message = r"action must have shape \(\d+,\), got" if kind in ("short", "matrix", "scalar") else r"\[-1, 1\]; 1 of \d+"
+    with pytest.raises(ValueError, match=message):
+        env.step(bad)
+    for a in (good, good):
+        first, second = env.step(a), twin.step(a)
+        np.testing.assert_array_equal(first[0], second[0])
+        assert first[1:4] == second[1:4]
+
+
+@worlds
+def test_any_array_of_legal_numbers_is_an_action(name: str, parameterization: str) -> None:
+    """Read-only, reversed, double-precision and listed actions are the same action, without a warning."""
+    env = make(name, parameterization=parameterization)
+    a = action(env)
+    frozen = a.copy()
+    frozen.flags.writeable = False
+    results = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for form in (a, frozen, a[::-1].copy()[::-1], a.astype(np.float64), a.tolist()):
+            env.reset(seed=0)
+            results.append(env.step(form)[0])
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+
+
+@worlds
+def test_results_are_not_overwritten_by_later_steps(name: str, parameterization: str) -> None:
+    """A replay buffer may keep what it got: observations are fresh arrays, and writing to them does not move the fleet."""
+    env = make(name, parameterization=parameterization)
+    first = env.reset(seed=0)[0]
+    kept = first.copy()
+    second = env.step(action(env, 1))[0]
+    np.testing.assert_array_equal(first, kept)
+    untouched = make(name, parameterization=parameterization)
+    untouched.reset(seed=0)
+    untouched.step(action(env, 1))
+    second[:] = 0.0
+    np.testing.assert_array_equal(env.step(action(env, 2))[0], untouched.step(action(env, 2))[0])
+
+
+@worlds
+def test_closing_twice_is_fine(name: str, parameterization: str) -> None:
+    """As Gymnasium asks."""
+    env = make(name, parameterization=parameterization)
+    env.close()
+    env.close()
+
+
+def test_seeding_reaches_np_random() -> None:
+    """reset(seed) seeds the generator that Gymnasium promises."""
+    env = taxi()
+    env.reset(seed=5)
+    first = env.np_random.random()
+    env.reset(seed=5)
+    assert env.np_random.random() == first
+
+
+def test_module_and_id_make_the_env() -> None:
+    """gym.make("mf_taxi_env:MFTaxi-v0") imports what it needs; wrappers pass everything through."""
+    env = gym.make("mf_taxi_env:MFTaxi-v0", cells=5, horizon=2)
+    env.reset(seed=0)
+    assert [env.step(np.zeros(128, np.float32))[3] for _ in range(2)] == [False, True]
+
+
+def test_density_is_mass_times_cells() -> None:
+    """Observations of order one, with the bounds to match."""
+    mass, density = taxi(), taxi(observation="density")
+    assert density.observation_space == gym.spaces.Box(0.0, 36.0, (36,), np.float32)
+    np.testing.assert_allclose(density.reset(seed=0)[0], 36 * mass.reset(seed=0)[0], rtol=1e-6)
+    first, second = density.step(action(density))[0], mass.step(action(mass))[0]
+    np.testing.assert_allclose(first, 36 * second, rtol=1e-6)
+    assert first in density.observation_space
+
+
+@pytest.mark.parametrize("observation", ["mass", "density"])
+def test_time_is_observed_when_asked(observation: str) -> None:
+    """t / T is the last entry, from 0 to 1; the rest is unchanged."""
+    env = taxi(observe_time=True, observation=observation, horizon=4)
+    plain = taxi(observation=observation, horizon=4)
+    assert env.observation_space.shape == (37,)
+    seen = [env.reset(seed=0)[0]]
+    expected = [plain.reset(seed=0)[0]]
+    for _ in range(4):
+        seen.append(env.step(action(env))[0])
+        expected.append(plain.step(action(plain))[0])
+    assert [float(x[-1]) for x in seen] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    for a, b in zip(seen, expected, strict=True):
+        assert a in env.observation_space
+        np.testing.assert_array_equal(a[:-1], b)
+
+
+def test_a_crowded_cell_stays_within_the_bounds() -> None:
+    """Everybody in one corner: rounding does not leave the observation space."""
+    for observation in ("mass", "density"):
+        env = taxi(observation=observation, parameterization="cells")
+        env.reset(seed=0)
+        for _ in range(12):
+            assert env.step(np.ones(72, np.float32))[0] in env.observation_space
+
+
+def test_info_after_reset_describes_the_start() -> None:
+    """The uniform distribution: entropy one, the largest margin, no cost."""
+    env = taxi(constraints=(EntropyFloor(0.9),))
+    _, info = env.reset(seed=0)
+    assert info["entropy"] == pytest.approx(1.0, abs=1e-6)
+    assert info["margin"] == pytest.approx(0.1 * math.log(36), abs=1e-5)
+    assert info["cost"] == 0.0
+
+
+def test_kl_and_reward_share_their_distribution(make_scenario: Make) -> None:
+    """kl is that of the observed distribution: minus the reward at timing "next", minus the next reward at "current"."""
+    city = make_scenario(5)
+    following = taxi(scenario=city, cells=5, reward_timing="next")
+    current = taxi(scenario=city, cells=5, reward_timing="current")
+    following.reset(seed=0)
+    expected = current.reset(seed=0)[1]["kl"]
+    for t in range(3):
+        observation, reward, _, _, info = following.step(action(following, t))
+        assert reward == pytest.approx(-info["kl"], rel=1e-5)
+        assert info["kl"] == pytest.approx(scipy.stats.entropy(city.demand, observation), rel=1e-3)
+        _, reward, _, _, info = current.step(action(current, t))
+        assert reward == pytest.approx(-expected, rel=1e-5)
+        expected = info["kl"]
+
+
+def test_a_violation_costs() -> None:
+    """Crowding into one corner breaks the floor: the cost is the violation in nats."""
+    env = taxi(constraints=(EntropyFloor(0.9),), parameterization="cells")
+    env.reset(seed=0)
+    observation, _, terminated, _, info = env.step(np.ones(72, np.float32))
+    assert info["cost"] == pytest.approx(0.9 * math.log(36) - scipy.stats.entropy(observation), abs=1e-4)
+    assert info["cost"] > 1.0
+    assert not terminated
+
+
+def test_without_constraints_nothing_costs() -> None:
+    """An empty sequence of constraints: no margins, an infinite margin, no cost."""
+    env = taxi(constraints=())
+    env.reset(seed=0)
+    info = env.step(action(env))[4]
+    assert (info["margins"], info["margin"], info["cost"]) == ({}, math.inf, 0.0)
+
+
+def test_a_city_of_one_cell_works() -> None:
+    """The smallest grid: entropy has no scale there, and nothing divides by it."""
+    env = taxi(cells=1, parameterization="cells")
+    _, info = env.reset(seed=0)
+    assert math.isfinite(info["entropy"])
+    assert env.step(np.zeros(2, np.float32))[0].tolist() == [1.0]
+
+
+def test_scenarios_come_as_object_name_or_path(make_scenario: Make, tmp_path: Path) -> None:
+    """A scenario, its file, and a built-in; each on the grid that was asked for."""
+    city = make_scenario(4)
+    path = city.save(tmp_path / "city.npz")
+    for scenario in (city, path, str(path)):
+        world = taxi(scenario=scenario, cells=8).mdp  # type: ignore[attr-defined]
+        assert world.grid == Grid(8)
+        np.testing.assert_allclose(world.scenario.demand, city.resample(8).demand)
+    assert taxi(scenario="shenzhen").mdp.scenario.name == "shenzhen"  # type: ignore[attr-defined]
+
+
+def test_arguments_reach_the_mdp(make_scenario: Make) -> None:
+    """Every setting of the world is the one that was asked for."""
+    motion = FreeMotion()
+    env = taxi(motion=motion, noise_std=0.05, horizon=7, reward_timing="next", constraints=(EntropyFloor(0.3),))
+    world = env.mdp  # type: ignore[attr-defined]
+    assert isinstance(world, TaxiMDP)
+    assert world.motion is motion
+    assert (world.noise.std, world.horizon, world.reward_timing) == (0.05, 7, "next")
+    assert world.constraints == (EntropyFloor(0.3),)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("scenario", "atlantis"),
+        ("cells", 0),
+        ("cells", 2.5),
+        ("horizon", 0),
+        ("observation", "image"),
+        ("parameterization", "spline:3"),
+        ("parameterization", 5),
+        ("parameterization", make_parameterization("cells", Grid(3), 2)),
+        ("motion", "warp"),
+        ("noise_std", -1.0),
+        ("reward_timing", "later"),
+    ],
+)
+def test_bad_arguments_raise(argument: str, value: object) -> None:
+    """ValueError that names the argument when the env is made, not when it is stepped."""
+    with pytest.raises(ValueError, match=f"{argument}"):
+        taxi(**{argument: value})
+
+
+def test_unknown_arguments_raise() -> None:
+    """No silent keyword arguments."""
+    with pytest.raises(TypeError, match="paramterization"):
+        taxi(paramterization="cells")
+
+
+def test_spawned_workers_can_make_the_env() -> None:
+    """A fresh process knows nothing of this one's registrations: "module:id" brings them along."""
+    factory = partial(gym.make, "mf_taxi_env:MFTaxi-v0", cells=5, horizon=3)
+    workers = gym.vector.AsyncVectorEnv([factory], context="spawn")
+    try:
+        observations, _ = workers.reset(seed=0)
+        steps = [workers.step(np.zeros((1, 128), np.float32)) for _ in range(3)]
+    finally:
+        workers.close()
+    local = gym.make("MFTaxi-v0", cells=5, horizon=3)
+    np.testing.assert_array_equal(observations[0], local.reset(seed=0)[0])
+    for step in steps:
+        np.testing.assert_array_equal(step[0][0], local.step(np.zeros(128, np.float32))[0])
+    assert [bool(step[3][0]) for step in steps] == [False, False, True]

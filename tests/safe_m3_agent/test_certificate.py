@@ -1,0 +1,134 @@
+"""The certificate: it refuses what some plausible motion makes unsafe, and is exact where the motion is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mf_taxi_env import FreeMotion, TaxiMDP
+from safe_m3_agent.certificate import Certificate, CertificateConfig, Certifier
+from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
+from safe_m3_agent.model.dynamics_model import KnownModel
+from safe_m3_agent.model.ensemble import EnsembleConfig, ProbabilisticEnsemble
+from safe_m3_agent.planners.bptt import BPTTConfig, BPTTPlanner
+from safe_m3_agent.policy import FieldPolicy, Policy
+from safe_m3_agent.transitions import Transitions
+
+MEMBERS = 5
+Scene = tuple[HallucinatedMDP, Policy]
+
+
+@pytest.fixture(scope="module", params=[0, 1, 2])
+def scene(
+    request: pytest.FixtureRequest, make_world: Callable[..., TaxiMDP], roam: Callable[..., tuple[Transitions, torch.Tensor]]
+) -> Scene:
+    """A world learned from 80 moves, and a policy planned in it without a thought to the worst case."""
+    world, generator = make_world(floor=0.9, horizon=4), torch.Generator().manual_seed(request.param)
+    model = ProbabilisticEnsemble(EnsembleConfig(members=MEMBERS, steps=20), world.grid, world.noise.std, generator)
+    model.fit(roam(FreeMotion(), 80, request.param, grid=world.grid, noise_std=world.noise.std)[0], generator)
+    learned = HallucinatedMDP(world, model, 3.0)
+    planner = BPTTPlanner(BPTTConfig(epochs=25, learning_rate=0.05), 0.01)
+    plan = planner.plan(learned, FieldPolicy(world.grid), weight=0.01, adversaries=torch.zeros(0, MEMBERS), optimistic=False)
+    return learned, plan.policy
+
+
+def certify(scene: Scene, *, beta: float = 3.0, seed: int = 0, known: int = 0, **options: int) -> Certificate:
+    """A certificate of the scene's policy for a confidence set of another width."""
+    learned, policy = scene
+    mdp = HallucinatedMDP(learned._world, learned.model, beta)
+    generator = torch.Generator().manual_seed(seed)
+    adversaries = torch.randn(known, learned.model.members, generator=generator)
+    return Certifier(CertificateConfig(**options)).certify(mdp, policy, adversaries, generator)
+
+
+def margins(scene: Scene, z: torch.Tensor) -> torch.Tensor:
+    """Worst margin in every one of some plausible worlds."""
+    learned, policy = scene
+    with torch.no_grad():
+        return learned.plausible(z).rollout(HallucinatedField(policy)).worst_margin
+
+
+def test_exact_model_gives_the_true_margin(make_world: Callable[..., TaxiMDP]) -> None:
+    """With the motion known there is nothing to search: the certificate is the episode itself."""
+    world = make_world(motion="congested")
+    policy = FieldPolicy(world.grid)
+    with torch.no_grad():
+        policy.logits += 0.3 * torch.randn(policy.logits.shape, generator=torch.Generator().manual_seed(0))
+        truth = float(world.rollout(policy).worst_margin)
+    learned = HallucinatedMDP(world, KnownModel(world.motion, world.noise.std), 3.0)
+    certificate = Certifier(CertificateConfig()).certify(learned, policy, torch.zeros(0, 1), torch.Generator())
+    assert certificate.margin == truth
+    assert certificate.certified is (truth >= 0)
+
+
+def test_worse_than_anything_drawn_at_random(scene: Scene) -> None:
+    """The search finds less than the nominal motion and 200 random ones from the boundary of the confidence set."""
+    z = torch.randn(200, MEMBERS, generator=torch.Generator().manual_seed(7))
+    z = 3.0 * torch.nn.functional.normalize(torch.cat([torch.zeros(1, MEMBERS), z]), dim=-1)
+    drawn = margins(scene, z)
+    found = certify(scene).margin
+    assert found <= float(drawn.min()) + 1e-4
+    assert found < float(drawn[0]) - 1e-3
+
+
+def test_the_worst_motion_is_in_the_set_and_as_bad_as_reported(scene: Scene) -> None:
+    """The direction that is handed on lies in the ball, and leads to the margin that was found."""
+    certificate = certify(scene)
+    assert float(certificate.z.norm()) <= 3.0 + 1e-4
+    assert float(margins(scene, certificate.z)) == pytest.approx(certificate.margin, abs=1e-5)
+    assert not certificate.z.requires_grad
+
+
+def test_a_wider_set_is_no_safer(scene: Scene) -> None:
+    """Margins fall as the confidence set grows, from the nominal one at zero width."""
+    found = [certify(scene, beta=beta).margin for beta in (0.0, 1.0, 2.0, 4.0)]
+    assert found[0] == pytest.approx(float(margins(scene, torch.zeros(MEMBERS))), abs=1e-6)
+    assert all(wide <= narrow + 1e-4 for narrow, wide in zip(found[:-1], found[1:], strict=True))
+
+
+def test_nominal_safety_is_not_enough(scene: Scene) -> None:
+    """The same policy is certified by an overconfident agent and refused by one that doubts its model."""
+    confident, doubtful = certify(scene, beta=0.0), certify(scene, beta=3.0)
+    assert confident.certified and confident.margin > 0
+    assert not doubtful.certified and doubtful.margin < 0
+
+
+def test_known_adversaries_are_tried(scene: Scene) -> None:
+    """What broke an earlier policy starts a search: the result is no better than what one step from it finds."""
+    learned, policy = scene
+    worst = certify(scene, restarts=8, steps=8)
+    again = Certifier(CertificateConfig(restarts=2, steps=1)).certify(
+        learned, policy, worst.z.unsqueeze(0), torch.Generator().manual_seed(5)
+    )
+    assert again.margin <= worst.margin + 1e-4
+
+
+def test_same_seed_same_certificate(scene: Scene) -> None:
+    """A certificate depends on its generator alone."""
+    first, second = certify(scene, seed=3, known=2), certify(scene, seed=3, known=2)
+    assert first.margin == second.margin and torch.equal(first.z, second.z)
+
+
+def test_undefined_margins_are_not_certified(make_world: Callable[..., TaxiMDP], scene: Scene) -> None:
+    """A policy whose margins are not numbers is not safe."""
+    broken = FieldPolicy(scene[0].grid)
+    with torch.no_grad():
+        broken.logits.fill_(float("nan"))
+    assert not certify((scene[0], broken)).certified
+
+
+def test_without_constraints_everything_is_safe(make_world: Callable[..., TaxiMDP], scene: Scene) -> None:
+    """A world without constraints has nothing to break: certified, not an error."""
+    world = make_world(horizon=4, constraints=())
+    free = HallucinatedMDP(world, scene[0].model, 3.0)
+    certificate = Certifier(CertificateConfig()).certify(free, scene[1], torch.zeros(0, MEMBERS), torch.Generator())
+    assert certificate.certified
+
+
+@pytest.mark.parametrize("options", [{"restarts": 1}, {"steps": 0}, {"attempts": 0}])
+def test_settings_are_validated(options: dict[str, int]) -> None:
+    """A search that cannot search is refused."""
+    with pytest.raises(ValueError, match="must be at least"):
+        CertificateConfig(**options)

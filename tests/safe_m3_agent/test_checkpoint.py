@@ -1,0 +1,313 @@
+"""Checkpoints: whole or not at all, refused when they do not fit, and nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+import safe_m3_agent
+from mf_taxi_env import EntropyFloor, Scenario, TaxiMDP
+from safe_m3_agent import Config, SafeM3UCRL, checkpoint
+from safe_m3_agent.checkpoint import CHECKPOINT_FILE, FORMAT, RUN_FILE, SCENARIO_FILE, load_checkpoint, save_checkpoint, write_atomically
+
+CPU = torch.device("cpu")
+
+
+class ShortMotion:
+    """A motion of the user's own."""
+
+    def __call__(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Tensor:
+        return (positions + 0.7 * actions).clamp(0, 1)
+
+
+class OwnFloor(EntropyFloor):
+    """A constraint of the user's own."""
+
+
+@pytest.fixture
+def agent(world: TaxiMDP, tiny: Config) -> SafeM3UCRL:
+    """After two episodes."""
+    agent = SafeM3UCRL(world, tiny, seed=3)
+    agent.learn(2)
+    return agent
+
+
+@pytest.fixture
+def saved(agent: SafeM3UCRL, tmp_path: Path) -> Path:
+    """Its folder."""
+    return agent.save(tmp_path / "run")
+
+
+def files(folder: Path) -> set[str]:
+    """Names of all files, hidden ones included."""
+    return {path.name for path in folder.iterdir()}
+
+
+def test_tensors_and_facts_survive(tmp_path: Path) -> None:
+    """Every tensor comes back bit for bit, of any type and layout, and facts with their NaNs."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "half": torch.rand(3, 4, generator=generator).T,
+        "double": torch.rand(2, generator=generator, dtype=torch.float64).requires_grad_(),
+        "bytes": generator.get_state(),
+        "none": torch.zeros(0, 5),
+    }
+    save_checkpoint(tmp_path / "c", tensors, {"a": [1, math.nan, 0.1 + 0.2], "b": {"c": "d"}})
+    loaded, facts = load_checkpoint(tmp_path / "c", CPU)
+    assert set(loaded) == set(tensors)
+    assert all(torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    assert facts["a"][0] == 1 and math.isnan(facts["a"][1]) and facts["a"][2] == 0.1 + 0.2 and facts["b"] == {"c": "d"}
+    assert files(tmp_path) == {"c"}
+
+
+def test_a_saved_folder_holds_three_files(saved: Path) -> None:
+    """Settings, scenario and checkpoint; no temporary files."""
+    assert files(saved) == {RUN_FILE, SCENARIO_FILE, CHECKPOINT_FILE}
+
+
+def test_an_agent_can_be_saved_before_its_first_episode(world: TaxiMDP, tiny: Config, tmp_path: Path) -> None:
+    """Empty stores and an empty history are no special case."""
+    loaded = SafeM3UCRL.load(SafeM3UCRL(world, tiny, seed=5).save(tmp_path))
+    assert len(loaded.history) == 0
+    assert loaded.learn(2) == SafeM3UCRL(world, tiny, seed=5).learn(2)
+
+
+def half_written(tensors: object, path: Path, metadata: object) -> None:
+    """The disk fills in the middle of the file."""
+    Path(path).write_bytes(b"\x00" * 100)
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def refused(tensors: object, path: Path, metadata: object) -> None:
+    """The disk takes nothing at all."""
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("failure", [half_written, refused])
+def test_a_full_disk_leaves_the_older_checkpoint(
+    agent: SafeM3UCRL, saved: Path, monkeypatch: pytest.MonkeyPatch, failure: Callable[..., None]
+) -> None:
+    """What was saved before stays whole and loadable, nothing is left beside it, and the agent goes on once there is room."""
+    before = (saved / CHECKPOINT_FILE).read_bytes()
+    agent.learn(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", failure)
+        with pytest.raises(OSError, match="No space left"):
+            agent.save(saved)
+    assert (saved / CHECKPOINT_FILE).read_bytes() == before
+    assert files(saved) == {RUN_FILE, SCENARIO_FILE, CHECKPOINT_FILE}
+    assert len(SafeM3UCRL.load(saved).history) == 2
+    agent.save(saved)
+    assert SafeM3UCRL.load(saved).history == agent.history
+
+
+def test_a_killed_writer_leaves_the_older_checkpoint(agent: SafeM3UCRL, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the very last step, replacing the file, the older one is in place: a kill before it loses nothing."""
+    before = (saved / CHECKPOINT_FILE).read_bytes()
+    agent.learn(1)
+
+    def killed(self: Path, target: Path) -> Path:
+        assert target.read_bytes() == before
+        load_checkpoint(self, CPU)  # the new one is already whole
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        agent.save(saved)
+    assert (saved / CHECKPOINT_FILE).read_bytes() == before
+    assert files(saved) == {RUN_FILE, SCENARIO_FILE, CHECKPOINT_FILE}
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for run files and metrics."""
+    target = tmp_path / "metrics.json"
+    write_atomically(target, "old")
+
+    def full(self: Path, text: str) -> int:
+        self.write_bytes(b"ne")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(target, "new")
+    assert target.read_text() == "old" and files(tmp_path) == {"metrics.json"}
+
+
+def truncate(path: Path) -> None:
+    """Cut a file in half."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def garbage(path: Path) -> None:
+    """Not a checkpoint at all."""
+    path.write_bytes(b"\x80\x04\x95 this was never safetensors" * 10)
+
+
+def foreign(path: Path) -> None:
+    """A safetensors file of somebody else."""
+    save_file({"weights": torch.zeros(3)}, path)
+
+
+def newer(path: Path) -> None:
+    """A checkpoint of a later version."""
+    save_file({"weights": torch.zeros(3)}, path, {"format": FORMAT, "version": "999", "facts": "{}"})
+
+
+def without_facts(path: Path) -> None:
+    """A header that lacks a part."""
+    save_file({"weights": torch.zeros(3)}, path, {"format": FORMAT, "version": "1"})
+
+
+def another_agents(path: Path) -> None:
+    """A checkpoint whose tensors are not this run's."""
+    save_checkpoint(path, {"policy.logits": torch.zeros(1, 4, 2)}, {"certificates": 0, "history": []})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "not a readable checkpoint"),
+        (garbage, "not a readable checkpoint"),
+        (foreign, "not a checkpoint of this library"),
+        (newer, "format version '999'"),
+        (without_facts, "not a readable checkpoint"),
+        (another_agents, "does not fit"),
+    ],
+)
+def test_unusable_checkpoints_are_named(saved: Path, damage: Callable[[Path], None], message: str) -> None:
+    """A checkpoint that is corrupt, foreign, newer or another run's is a ValueError that names the file."""
+    path = saved / CHECKPOINT_FILE
+    damage(path)
+    with pytest.raises(ValueError, match=message) as caught:
+        SafeM3UCRL.load(saved)
+    assert str(path) in str(caught.value)
+
+
+def edited(**changes: Any) -> Callable[[Path], None]:
+    """Change keys of a JSON file."""
+
+    def edit(path: Path) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, edited(version=999), edited(format="other"), edited(config={"colour": "red"}), edited(world={}), lambda path: path.write_text("[]")],
+)
+def test_unusable_run_files_are_named(saved: Path, damage: Callable[[Path], None]) -> None:
+    """The same for the run file, loading from it and saving beside it."""
+    path = saved / RUN_FILE
+    damage(path)
+    with pytest.raises(ValueError, match="format|readable") as caught:
+        SafeM3UCRL.load(saved)
+    assert str(path) in str(caught.value)
+
+
+def test_saving_beside_a_corrupt_run_file_names_it(agent: SafeM3UCRL, saved: Path) -> None:
+    """A folder whose run file cannot be read is not saved into, and the message says which file it is."""
+    truncate(saved / RUN_FILE)
+    with pytest.raises(ValueError, match="run") as caught:
+        agent.save(saved)
+    assert str(saved) in str(caught.value)
+
+
+def test_missing_files_are_missing(saved: Path, tmp_path: Path) -> None:
+    """No run and no checkpoint are FileNotFoundErrors that say where."""
+    with pytest.raises(FileNotFoundError, match="no run at"):
+        SafeM3UCRL.load(tmp_path)
+    (saved / CHECKPOINT_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        SafeM3UCRL.load(saved)
+
+
+def test_a_folder_of_another_run_is_refused(
+    saved: Path, make_world: Callable[..., TaxiMDP], random_city: Callable[..., Scenario], tiny: Config
+) -> None:
+    """Other settings, seed, world, grid or city: the run that is there stays as it is."""
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    others = {
+        "seed": SafeM3UCRL(make_world(), tiny, seed=4),
+        "config": SafeM3UCRL(make_world(), replace(tiny, beta=2.0), seed=3),
+        "horizon": SafeM3UCRL(make_world(horizon=4), tiny, seed=3),
+        "noise": SafeM3UCRL(make_world(noise_std=0.2), tiny, seed=3),
+        "motion": SafeM3UCRL(make_world(motion="congested"), tiny, seed=3),
+        "floor": SafeM3UCRL(make_world(floor=0.7), tiny, seed=3),
+        "timing": SafeM3UCRL(make_world(reward_timing="current"), tiny, seed=3),
+        "cells": SafeM3UCRL(make_world(cells=6), tiny, seed=3),
+        "city": SafeM3UCRL(
+            TaxiMDP(random_city(0), horizon=3, noise_std=0.1, constraints=[EntropyFloor(0.8)], reward_timing="next"), tiny, seed=3
+        ),
+    }
+    accepted = []
+    for name, other in others.items():
+        for attempt in (other.check_folder, other.save):
+            try:
+                attempt(saved)
+            except ValueError as error:
+                assert "another run" in str(error)
+            else:
+                accepted.append((name, attempt.__name__))
+    assert accepted == []
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_the_world_is_rebuilt(make_world: Callable[..., TaxiMDP], tiny: Config, tmp_path: Path) -> None:
+    """Scenario, horizon, noise, motion, constraints, timing and type come back from the files."""
+    world = make_world(
+        horizon=4,
+        noise_std=0.07,
+        motion="congested",
+        constraints=[EntropyFloor(0.7), EntropyFloor(0.6, lipschitz=0.5)],
+        reward_timing="current",
+        dtype=torch.float64,
+    )
+    again = SafeM3UCRL.load(SafeM3UCRL(world, tiny).save(tmp_path)).mdp
+    assert again.constraints == world.constraints and again.motion == world.motion and again.noise == world.noise
+    assert (again.horizon, again.reward_timing, again.dtype) == (4, "current", torch.float64)
+    actions = torch.full((25, 2), 0.2, dtype=torch.float64)
+    mu = world.transition(world.initial(), actions)
+    assert torch.equal(again.transition(again.initial(), actions), mu)
+
+
+@pytest.mark.parametrize("options", [{"motion": ShortMotion()}, {"constraints": [OwnFloor(0.8)]}], ids=["motion", "constraint"])
+def test_worlds_of_the_users_own_are_handed_in(
+    make_world: Callable[..., TaxiMDP], tiny: Config, tmp_path: Path, options: dict[str, object]
+) -> None:
+    """A motion or constraint that no file can hold is asked for; with it the run goes on bit for bit."""
+    world = make_world(**options)
+    agent = SafeM3UCRL(world, tiny, seed=1)
+    agent.learn(2)
+    agent.save(tmp_path)
+    with pytest.raises(ValueError, match=r"hand the world in.*mdp="):
+        SafeM3UCRL.load(tmp_path)
+    resumed = SafeM3UCRL.load(tmp_path, mdp=world)
+    assert resumed.mdp is world
+    assert resumed.learn(1) == agent.learn(1)
+
+
+def test_nothing_is_unpickled() -> None:
+    """No module of the package can execute what a checkpoint says: no pickle, no torch.load, no eval."""
+    sources = sorted(Path(safe_m3_agent.__file__).parent.rglob("*.py"))
+    assert len(sources) > 15
+    for source in sources:
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}, source
+            if isinstance(node, ast.Attribute):
+                assert not (node.attr == "load" and isinstance(node.value, ast.Name) and node.value.id in ("torch", "np", "numpy")), source
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec"), source

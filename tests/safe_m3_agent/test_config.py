@@ -1,0 +1,82 @@
+"""All settings: validated where they enter, and the same after a trip through a run file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from safe_m3_agent import Config
+from safe_m3_agent.barrier import BarrierConfig
+from safe_m3_agent.certificate import CertificateConfig
+from safe_m3_agent.checkpoint import from_dict
+from safe_m3_agent.model.ensemble import EnsembleConfig
+from safe_m3_agent.planners.bptt import BPTTConfig
+from safe_m3_agent.policy import PolicyConfig
+
+CHANGED = Config(
+    model="known",
+    constrained=False,
+    optimistic=False,
+    beta=1.5,
+    representative_agents=7,
+    exploration="policy",
+    exploration_candidates=3,
+    adversaries=0,
+    policy=PolicyConfig("network", per_step=True, hidden=(8, 4, 2)),
+    ensemble=EnsembleConfig(members=3, hidden=(5, 6), learn_noise=True, residual_scale=1 / 3),
+    bptt=BPTTConfig(epochs=9, learning_rate=0.1 + 0.2),
+    barrier=BarrierConfig(initial=1.0),
+    certificate=CertificateConfig(restarts=9),
+)
+
+
+@pytest.mark.parametrize("config", [Config(), CHANGED])
+def test_round_trip_through_json(config: Config) -> None:
+    """A run file gives back exactly these settings: nested ones, tuples and all digits."""
+    again = from_dict(Config, json.loads(json.dumps(dataclasses.asdict(config))))
+    assert again == config
+    assert isinstance(again.policy.hidden, tuple) and isinstance(again.ensemble, EnsembleConfig)
+
+
+def test_the_example_changes_every_kind_of_setting() -> None:
+    """The round trip above is not of defaults alone."""
+    same = [f.name for f in dataclasses.fields(Config) if getattr(CHANGED, f.name) == getattr(Config(), f.name)]
+    assert same == ["planner"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"planner": "mpc"}, r"planner must be one of .*'bptt'.*got 'mpc'"),
+        ({"model": "oracle"}, r"model must be one of .*'known'.*got 'oracle'"),
+        ({"exploration": "none"}, r"exploration must be one of .*'free'.*got 'none'"),
+        ({"beta": -1.0}, "beta must be a finite number >= 0, got -1.0"),
+        ({"beta": math.inf}, "beta must be a finite number >= 0, got inf"),
+        ({"beta": math.nan}, "beta must be a finite number >= 0, got nan"),
+        ({"representative_agents": 0}, "representative_agents must be at least 1, got 0"),
+        ({"exploration_candidates": 0}, "exploration_candidates must be at least 1, got 0"),
+        ({"adversaries": -1}, "adversaries must be at least 0, got -1"),
+    ],
+)
+def test_settings_are_validated(options: dict[str, object], message: str) -> None:
+    """The message names the setting, what was given and what is allowed."""
+    with pytest.raises(ValueError, match=message):
+        Config(**options)  # type: ignore[arg-type]
+
+
+def test_nested_settings_are_validated_when_read() -> None:
+    """A run file with a value out of range is refused as the constructor refuses it."""
+    values = dataclasses.asdict(Config())
+    values["certificate"]["restarts"] = 0
+    with pytest.raises(ValueError, match="restarts"):
+        from_dict(Config, values)
+
+
+def test_settings_are_frozen() -> None:
+    """Nobody changes the settings of a run that has begun."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().beta = 1.0  # type: ignore[misc]
+    assert hash(Config()) == hash(Config())
