@@ -148,8 +148,12 @@ def _solve_step(
     if barrier:
         objective += barrier * cp.sum([cp.log(margin) for margin in margins])
     problem = cp.Problem(cp.Maximize(objective), [simplex, *floors])
-    problem.solve(solver=cp.CLARABEL)
-    if problem.status not in ("optimal", "optimal_inaccurate") or mu.value is None:
+    with np.errstate(
+        invalid="ignore"
+    ):  # CVXPY evaluates the objective, which has no value where the constraints have no interior
+        problem.solve(solver=cp.CLARABEL)
+    solved = problem.status in ("optimal", "optimal_inaccurate") and mu.value is not None and math.isfinite(problem.value)
+    if not solved:
         raise ValueError(f"no distribution meets the constraints {mdp.constraints} (solver status: {problem.status})")
     solution = np.clip(mu.value, 1e-12, None)
     solution /= solution.sum()

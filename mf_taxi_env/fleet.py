@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor
 
+from mf_taxi_env.information import MASS_FLOOR
 from mf_taxi_env.scenarios.city import box_km
 from mf_taxi_env.taxi import TaxiMDP
 
@@ -119,14 +120,17 @@ class FleetSimulator:
         cells = self.mdp.grid.index(self.positions)
         if mu is None:
             mu = torch.bincount(cells, minlength=self.mdp.grid.size).to(self.mdp.dtype) / self.n_taxis
-        chance = (self.mdp.demand(self.t) / mu.clamp_min(0.5 / self.n_taxis)).clamp_max(1.0)
+        chance = (self.mdp.demand(self.t) / mu.clamp_min(MASS_FLOOR)).clamp_max(1.0)
         self._occupied = self._uniform(self.n_taxis) < chance[cells]
         riders = self._occupied.nonzero().squeeze(-1)
         # One search for the whole fleet: row c of the table holds c + (cumulative probabilities of Phi[c]).
         draw = cells[riders] + self._uniform(len(riders), dtype=torch.float64)
         found = torch.searchsorted(self._trip_table(self.t), draw)
         size = self.mdp.grid.size
-        self.positions[riders] = self._somewhere_in((found - cells[riders] * size).clamp_(0, size - 1))
+        # A new tensor: positions that were handed out stay what they were.
+        self.positions = self.positions.index_copy(
+            0, riders, self._somewhere_in((found - cells[riders] * size).clamp_(0, size - 1))
+        )
         self._served = True
         return self.distribution
 

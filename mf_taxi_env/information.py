@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,16 @@ def entropy(mu: Tensor) -> Tensor:
     return -(mu * mu.clamp_min(MASS_FLOOR).log()).sum(-1)
 
 
+def entropy_fraction(mu: Tensor) -> Tensor:
+    """Entropy as a share of its maximum ``log K``, ``[...]`` in ``[0, 1]``; 1 on a grid of one cell.
+
+    Args:
+        mu: Distributions ``[..., K]``.
+    """
+    size = mu.shape[-1]
+    return entropy(mu) / math.log(size) if size > 1 else torch.ones_like(mu[..., 0])
+
+
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
     """Kullback-Leibler divergence ``KL(p || q)`` in nats; a cell with ``p = 0`` contributes nothing.
 
@@ -32,5 +44,5 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
     Returns:
         ``sum p log(p / q)``, ``[...]``, at least zero.
     """
-    divergence: Tensor = (torch.special.xlogy(p, p) - p * q.clamp_min(MASS_FLOOR).log()).sum(-1)
+    divergence: Tensor = (p * (p.clamp_min(MASS_FLOOR).log() - q.clamp_min(MASS_FLOOR).log())).sum(-1)
     return divergence

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from mf_taxi_env.grid import Grid
@@ -75,4 +76,5 @@ def local_mass(grid: Grid, positions: Tensor, mu: Tensor) -> Tensor:
     index = grid.index(positions)
     if index.dim() == 1:
         return mu.index_select(-1, index)
-    return mu.expand(*index.shape[:-1], mu.shape[-1]).gather(-1, index)
+    batch = torch.broadcast_shapes(index.shape[:-1], mu.shape[:-1])
+    return mu.expand(*batch, -1).gather(-1, index.expand(*batch, -1))

@@ -78,6 +78,7 @@ class TruncatedGaussian:
         low = torch.erf(-destinations / scale)
         high = torch.erf((1.0 - destinations) / scale)
         uniform = torch.rand(destinations.shape, generator=generator, dtype=destinations.dtype, device=destinations.device)
-        # Inverse of the truncated distribution function; the clamp absorbs rounding at the two ends, where erfinv is infinite.
-        noise = torch.erfinv((low + uniform * (high - low)).clamp(-1.0, 1.0))
+        # Inverse of the truncated distribution function. It is infinite at the two ends, which rounding may reach.
+        end = 1.0 - torch.finfo(destinations.dtype).eps / 2
+        noise = torch.erfinv((low + uniform * (high - low)).clamp(-end, end))
         return (destinations + scale * noise).clamp_(0.0, 1.0)

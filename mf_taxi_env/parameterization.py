@@ -111,8 +111,10 @@ def make_parameterization(name: str | Parameterization, grid: Grid, action_dim: 
         50
     """
     if isinstance(name, Parameterization):
+        if (name.grid, name.action_dim) != (grid, action_dim):
+            raise ValueError(f"parameterization is made for {name.grid}, but the world has {grid}")
         return name
-    kind, _, argument = name.partition(":")
+    kind, _, argument = name.partition(":") if isinstance(name, str) else ("", "", "")
     if kind == "cells" and not argument:
         return CellField(grid, action_dim)
     if kind == "bilinear" and argument.isdecimal():

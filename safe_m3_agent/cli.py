@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mf_taxi_env import EntropyFloor, FleetRollout, FleetSimulator, TaxiMDP, certified_bound, load_scenario, score
 from mf_taxi_env.fleet import Resolution
-from mf_taxi_env.information import entropy, kl_divergence
+from mf_taxi_env.information import entropy_fraction, kl_divergence
 
 try:
     import tyro
@@ -134,7 +134,7 @@ def evaluate(run: tyro.conf.Positional[Path], device: str = "cpu") -> None:
     kl = kl_divergence(torch.stack([world.demand(t) for t in range(world.horizon)]), executed.mu[1:])
     print("step  KL to demand  entropy / max  smallest margin")
     for t in range(world.horizon):
-        share = _entropy_share(executed.mu[t + 1])
+        share = float(entropy_fraction(executed.mu[t + 1]))
         worst = float(executed.margins[t].min()) if world.constraints else math.nan
         print(f"{t + 1:4d}  {float(kl[t]):12.4f}  {share:13.4f}  {figures.finite(worst, 4):>15}")
     bound = certified_bound(world)
@@ -188,7 +188,7 @@ def _fleet_table(rollouts: Sequence[FleetRollout], mean_field: Tensor, world: Ta
     limit = kl_divergence(demand, mean_field[1:]).mean()
     return _table(
         ("KL to demand", f"{float(kl_divergence(demand, fleets).mean()):.4f} per step (mean field {float(limit):.4f})"),
-        ("entropy", f"at least {min(_entropy_share(mu) for mu in fleets.flatten(0, 1)):.4f} of its maximum"),
+        ("entropy", f"at least {float(entropy_fraction(fleets).min()):.4f} of its maximum"),
         (
             "smallest margin",
             f"{float(margins.min()):.4f} nats, {float(margins.min()) + bias:.4f} corrected for {taxis:,} samples",
@@ -201,10 +201,6 @@ def _fleet_table(rollouts: Sequence[FleetRollout], mean_field: Tensor, world: Ta
         ("occupied", f"{float(occupied.mean()):.1%} of the taxis per step"),
         ("repositioning", f"{float(travelled):.2f} km per taxi and step"),
     )
-
-
-def _entropy_share(mu: Tensor) -> float:
-    return float(entropy(mu)) / math.log(mu.shape[-1])
 
 
 def _table(*rows: tuple[str, str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mf_taxi_env.information import entropy, kl_divergence
+from mf_taxi_env.information import entropy_fraction, kl_divergence
 from mf_taxi_env.motion import Motion
 from mf_taxi_env.parameterization import Parameterization, make_parameterization
 from mf_taxi_env.safety import Constraint
@@ -155,7 +155,7 @@ class MFTaxiEnv(gym.Env[Array, Array]):
         """
         if self._mu is None or self._t >= self.mdp.horizon:
             raise gym.error.ResetNeeded("call reset() before step(): no episode is running")
-        parameters = np.asarray(action, dtype=np.float32)
+        parameters = np.array(action, dtype=np.float32)  # a copy: torch takes no read-only or reversed arrays
         if parameters.shape != self.action_space.shape:
             raise ValueError(f"action must have shape {self.action_space.shape}, got {parameters.shape}")
         if not (np.abs(parameters) <= 1.0).all():
@@ -184,6 +184,6 @@ class MFTaxiEnv(gym.Env[Array, Array]):
             "cost": max(0.0, -worst),
             "margin": worst,
             "margins": margins,
-            "entropy": float(entropy(mu)) / math.log(self.mdp.grid.size),
+            "entropy": float(entropy_fraction(mu)),
             "kl": float(kl_divergence(self.mdp.demand(max(self._t - 1, 0)), mu)),
         }

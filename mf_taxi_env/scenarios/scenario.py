@@ -6,6 +6,7 @@ import json
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,8 +70,10 @@ class Scenario:
             raise ValueError(f"trips must end in shape ({size}, {size}) to match demand, got shape {trips.shape}")
         if demand.ndim == 2 and trips.ndim == 3 and len(demand) != len(trips):
             raise ValueError(f"demand has {len(demand)} steps and trips {len(trips)}: they must be equal")
-        if not 0.0 <= self.entropy_floor <= 1.0:
+        if not isinstance(self.entropy_floor, (int, float)) or not 0.0 <= self.entropy_floor <= 1.0:
             raise ValueError(f"entropy_floor must lie in [0, 1] (a share of log K), got {self.entropy_floor!r}")
+        if not isinstance(self.provenance, Mapping):
+            raise ValueError(f"provenance must be a mapping of names to text and numbers, got {self.provenance!r}")
         # The dataclass is frozen for its users; validation is the one place that may still write.
         object.__setattr__(self, "demand", demand)
         object.__setattr__(self, "trips", trips)
@@ -156,16 +159,16 @@ class Scenario:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is not a scenario, is corrupt, or is of a newer format.
         """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no scenario file at {path}")
         try:
+            with zipfile.ZipFile(path):  # anything but an archive, NumPy would try to unpickle, or recommend to
+                pass
             with np.load(path, allow_pickle=False) as file:
                 header = json.loads(str(file["header"][()]))
                 demand, trips = file["demand"], file["trips"]
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            # NumPy's own message on a file that is no archive recommends to unpickle it.
-            reason = "it is no NumPy archive of plain arrays" if "pickle" in str(error) else error
-            raise ValueError(f"{path} is not a readable scenario file: {reason}") from error
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            raise ValueError(f"{path} is not a readable scenario file: {error}") from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise ValueError(f"{path} is not a scenario file (no {FORMAT!r} header)")
         if header.get("version") != FORMAT_VERSION:
@@ -173,7 +176,10 @@ class Scenario:
         missing = {"name", "box", "entropy_floor", "provenance"} - header.keys()
         if missing:
             raise ValueError(f"{path} is not a whole scenario file: its header lacks {sorted(missing)}")
-        return cls(header["name"], demand, trips, tuple(header["box"]), header["entropy_floor"], header["provenance"])
+        try:
+            return cls(header["name"], demand, trips, header["box"], header["entropy_floor"], header["provenance"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def __repr__(self) -> str:
         return f"Scenario({self.name!r}, cells={self.cells}, box={self.box}, entropy_floor={self.entropy_floor})"

@@ -65,8 +65,8 @@ def scenario_from_trips(
         raise ValueError(f"cells must be an integer >= 1, got {cells!r}")
     if not isinstance(smoothing, int) or smoothing < 1 or smoothing % 2 == 0:
         raise ValueError(f"smoothing must be an odd integer >= 1 (a median filter's side in cells), got {smoothing!r}")
-    if source_cell is not None and not (len(source_cell) == 2 and min(source_cell) > 0):
-        raise ValueError(f"source_cell must be (width, height) in degrees, both positive, got {source_cell!r}")
+    if source_cell is not None and not (len(source_cell) == 2 and all(0 < side < np.inf for side in source_cell)):
+        raise ValueError(f"source_cell must be (width, height) in degrees, both positive and finite, got {source_cell!r}")
     if bad_rows not in ("raise", "drop"):
         raise ValueError(f"bad_rows must be 'raise' or 'drop', got {bad_rows!r}")
 

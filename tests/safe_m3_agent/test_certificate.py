@@ -63,12 +63,13 @@ def test_exact_model_gives_the_true_margin(make_world: Callable[..., TaxiMDP]) -
     assert certificate.certified is (truth >= 0)
 
 
-def test_worse_than_anything_drawn_at_random(scene: Scene) -> None:
+@pytest.mark.parametrize("beta", [0.6, 1.0, 2.0])
+def test_worse_than_anything_drawn_at_random(scene: Scene, beta: float) -> None:
     """The search finds less than the nominal motion and 200 random ones from the boundary of the confidence set."""
     z = torch.randn(200, MEMBERS, generator=torch.Generator().manual_seed(7))
-    z = 3.0 * torch.nn.functional.normalize(torch.cat([torch.zeros(1, MEMBERS), z]), dim=-1)
+    z = beta * torch.nn.functional.normalize(torch.cat([torch.zeros(1, MEMBERS), z]), dim=-1)
     drawn = margins(scene, z)
-    found = certify(scene).margin
+    found = certify(scene, beta=beta).margin
     assert found <= float(drawn.min()) + 1e-4
     assert found < float(drawn[0]) - 1e-3
 

@@ -1,0 +1,386 @@
+"""The agent: it learns without a violation, the same from the same seed, and goes on from a checkpoint as if it had never stopped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from mf_taxi_env import EntropyFloor, FleetSimulator, TaxiMDP, load_scenario
+from safe_m3_agent import Config, Episode, History, SafeM3UCRL
+from safe_m3_agent.barrier import BarrierConfig
+from safe_m3_agent.certificate import CertificateConfig
+from safe_m3_agent.model.ensemble import EnsembleConfig
+from safe_m3_agent.planners.bptt import BPTTConfig, BPTTPlanner, Plan
+from safe_m3_agent.policy import FieldPolicy, PolicyConfig
+
+QUICK = Config(representative_agents=40, ensemble=EnsembleConfig(steps=60))
+
+
+def parameters(agent: SafeM3UCRL) -> list[torch.Tensor]:
+    """A copy of the policy's parameters."""
+    return [parameter.detach().clone() for parameter in agent.policy.parameters()]
+
+
+@pytest.fixture(scope="module")
+def town(make_world: Callable[..., TaxiMDP]) -> TaxiMDP:
+    """Six by six cells, six steps, a floor that the demand itself would break."""
+    return make_world(cells=6, floor=0.9, horizon=6)
+
+
+# -- learning -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def safe(town: TaxiMDP) -> SafeM3UCRL:
+    """The motion unknown, six episodes."""
+    agent = SafeM3UCRL(town, QUICK, seed=0)
+    agent.learn(6)
+    return agent
+
+
+def test_known_motion(town: TaxiMDP) -> None:
+    """With the motion known the central path leads to most of what is possible in six episodes, every plan certified."""
+    config = Config(model="known", barrier=BarrierConfig(certificates=4), bptt=BPTTConfig(learning_rate=0.02))
+    history = SafeM3UCRL(town, config, seed=0).learn(6)
+    assert history.violations == 0
+    assert history[-1].score >= 0.8
+    assert history.column("score") == sorted(history.column("score"))
+    assert history.column("epistemic") == pytest.approx([0.0] * 6, abs=1e-9)
+
+
+def test_unknown_motion(safe: SafeM3UCRL) -> None:
+    """With the motion unknown the fleet stays put at first, then moves with a certificate, and never violates."""
+    history = safe.history
+    assert history.violations == 0 and min(history.column("min_margin")) > 0
+    assert history[0].score == pytest.approx(0.0, abs=1e-6) and not history[0].certified
+    assert any(history.column("certified"))
+    assert history[-1].score >= 0.15
+    assert history[-1].epistemic < 0.2 * history[0].epistemic
+
+
+def test_true_margins_keep_what_certificates_promise(safe: SafeM3UCRL) -> None:
+    """An executed policy's margin is at least the one that its certificate's adversary found: the truth is in the set."""
+    certified = [episode for episode in safe.history if episode.certified]
+    assert certified and all(episode.min_margin >= episode.worst_margin - 1e-4 for episode in certified)
+
+
+def test_coverage_is_calibrated(safe: SafeM3UCRL) -> None:
+    """Nearly all true destinations lie within beta standard deviations of what was believed before they were seen."""
+    assert float(np.mean(safe.history.column("coverage"))) >= 0.95
+
+
+def test_without_constraints_it_gets_closer_and_violates(town: TaxiMDP, safe: SafeM3UCRL) -> None:
+    """M3-UCRL earns more than its safe sister in half the episodes; the floor it breaks is recorded, and voids its score."""
+    history = SafeM3UCRL(town, replace(QUICK, constrained=False), seed=0).learn(3)
+    last = history[-1]
+    assert last.reward > safe.history[-1].reward + 0.3
+    assert last.min_margin < 0 and last.violations >= 1 and math.isnan(last.score)
+    assert not any(history.column("certified")) and set(history.column("barrier_weight")) == {0.0}
+
+
+def test_congested_motion(make_world: Callable[..., TaxiMDP]) -> None:
+    """Where moves shorten with density the agent learns as safely, and gets a policy certified."""
+    history = SafeM3UCRL(make_world(cells=6, floor=0.9, horizon=6, motion="congested"), QUICK, seed=0).learn(4)
+    assert history.violations == 0
+    assert any(history.column("certified"))
+    assert history[-1].score > 0.005
+
+
+def test_a_world_without_constraints(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
+    """Nothing to keep: every policy is certified, margins are infinite, no step violates."""
+    history = SafeM3UCRL(make_world(constraints=()), tiny).learn(2)
+    assert history.violations == 0
+    assert history.column("min_margin") == [math.inf, math.inf]
+
+
+# -- what is executed -----------------------------------------------------------------------------------------------------
+
+
+def test_hopeless_doubt_keeps_the_fleet_in_place(world: TaxiMDP, tiny: Config) -> None:
+    """Where the worst plausible motion breaks every candidate, the policy in use stays, and the refusal is recorded."""
+    agent = SafeM3UCRL(world, replace(tiny, beta=1000.0))
+    history = agent.learn(3)
+    assert not any(history.column("certified"))
+    assert all(episode.worst_margin < 0 for episode in history[1:])
+    assert not any(parameter.any() for parameter in parameters(agent))
+    assert agent._certificates == 0
+
+
+def test_a_refused_plan_is_not_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planner that sends everybody into one corner is overruled by the certificate, even with the motion known."""
+
+    def collapse(self: BPTTPlanner, mdp: Any, policy: FieldPolicy, **options: Any) -> Plan:
+        bad = FieldPolicy(town.grid)
+        with torch.no_grad():
+            bad.logits += 3.0
+        return Plan(bad, 0.0, True)
+
+    monkeypatch.setattr(BPTTPlanner, "plan", collapse)
+    agent = SafeM3UCRL(town, Config(model="known", certificate=CertificateConfig(attempts=1)))
+    history = agent.learn(2)
+    assert history.violations == 0 and not any(history.column("certified"))
+    assert not any(parameter.any() for parameter in parameters(agent))
+
+
+def test_a_worse_plan_is_not_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certified policy that is predicted to earn less than the one in use is not taken into use."""
+
+    def away(self: BPTTPlanner, mdp: Any, policy: FieldPolicy, **options: Any) -> Plan:
+        worse = FieldPolicy(town.grid)
+        with torch.no_grad():
+            worse.logits += 0.3 * (town.centers - 0.5)  # away from the busy centre
+        return Plan(worse, 0.0, True)
+
+    monkeypatch.setattr(BPTTPlanner, "plan", away)
+    agent = SafeM3UCRL(town, Config(model="known", certificate=CertificateConfig(attempts=1)))
+    [episode] = agent.learn(1)
+    assert episode.worst_margin >= 0 and not episode.certified
+    assert not any(parameter.any() for parameter in parameters(agent))
+
+
+def test_the_episode_records_what_the_policy_in_use_does(safe: SafeM3UCRL, town: TaxiMDP) -> None:
+    """Return, margin and violations are those of the policy in the true world, without hallucination."""
+    with torch.no_grad():
+        executed = town.rollout(safe.policy)
+    last = safe.history[-1]
+    assert last.reward == pytest.approx(float(executed.returns), rel=1e-6)
+    assert last.min_margin == pytest.approx(float(executed.worst_margin), abs=1e-6)
+
+
+@pytest.mark.parametrize("exploration", ["free", "policy"])
+@pytest.mark.parametrize("motion", ["free", "congested"])
+def test_transitions_are_of_the_true_motion(
+    make_world: Callable[..., TaxiMDP], tiny: Config, exploration: Any, motion: str
+) -> None:
+    """Every recorded landing lies about the true destination of the recorded position, distribution and action, with the
+    noise's spread: what the agent learns from is what happened."""
+    world = make_world(motion=motion, noise_std=0.02, horizon=6)
+    agent = SafeM3UCRL(world, replace(tiny, exploration=exploration, representative_agents=100))
+    agent.learn(1)
+    data = agent._transitions
+    assert data.count == 600
+    goals = torch.cat([world.motion(s.unsqueeze(0), mu, a.unsqueeze(0)) for s, mu, a in zip(*data[:3], strict=True)])
+    inside = (goals > 0.1) & (goals < 0.9)
+    error = data.next_positions - goals
+    assert float(error.abs().max()) < 6 * 0.02
+    assert float(error[inside].std()) == pytest.approx(0.02, rel=0.15)
+    for t in range(6):
+        mu = world.shift(world.rollout(agent.policy).mu[t], t)
+        torch.testing.assert_close(data.mu[100 * t : 100 * (t + 1)], mu.detach().expand(100, -1))
+
+
+def test_exploration_by_the_policy(world: TaxiMDP, tiny: Config) -> None:
+    """As in the paper, representative taxis can do what the fleet does: nothing, while it stays put."""
+    agent = SafeM3UCRL(world, replace(tiny, exploration="policy"))
+    history = agent.learn(2)
+    assert history.violations == 0
+    assert not agent._transitions.actions[: 4 * world.horizon].any()
+
+
+def test_free_exploration_looks_where_the_model_is_unsure(world: TaxiMDP, tiny: Config) -> None:
+    """Among random actions a taxi tries the one of largest doubt: more candidates, more doubt."""
+    doubts = []
+    for candidates in (1, 64):
+        agent = SafeM3UCRL(world, replace(tiny, exploration_candidates=candidates, representative_agents=50))
+        positions, mu = world.centers, world.initial()
+        actions = agent._explore(positions, mu, 0)
+        assert (actions.abs() <= 1).all()
+        doubts.append(float(agent.model.predict(positions, mu, actions).epistemic.square().sum(-1).mean()))
+    assert doubts[1] > 1.2 * doubts[0]
+
+
+def test_a_planner_that_diverges_is_reported(world: TaxiMDP, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A NaN objective stops the run with advice; the policy in use, the model and the history are as before."""
+    agent = SafeM3UCRL(world, tiny)
+    agent.learn(2)
+    policy, model, history = parameters(agent), {k: v.clone() for k, v in agent.model.state().items()}, list(agent.history)
+
+    def diverge(self: BPTTPlanner, mdp: Any, start: Any, **options: Any) -> Plan:
+        return Plan(start, math.nan, False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BPTTPlanner, "plan", diverge)
+        with pytest.raises(FloatingPointError, match=r"episode 2.*nan.*learning_rate.*barrier.width"):
+            agent.learn(1)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(agent), policy, strict=True))
+    assert all(torch.equal(value, model[name]) for name, value in agent.model.state().items())
+    assert list(agent.history) == history
+    agent.learn(1)
+
+
+# -- reproducibility ------------------------------------------------------------------------------------------------------
+
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "default": ({}, {}),
+    "float64": ({}, {"dtype": torch.float64}),
+    "network per step": ({"policy": PolicyConfig("network", per_step=True, hidden=(6,))}, {}),
+    "policy exploration, congested": ({"exploration": "policy", "beta": 0.5}, {"motion": "congested"}),
+    "learned noise": ({"ensemble": EnsembleConfig(members=3, hidden=(4, 4), steps=6, learn_noise=True)}, {}),
+    "known": ({"model": "known"}, {}),
+    "unconstrained": ({"constrained": False}, {}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    make_world: Callable[..., TaxiMDP], tiny: Config, tmp_path: Path, variant: str
+) -> None:
+    """Saved, loaded and continued, a run equals one that never stopped, bit for bit; and a second seed differs."""
+    settings, options = VARIANTS[variant]
+    config, world = replace(tiny, **settings), make_world(**options)
+    whole = SafeM3UCRL(world, config, seed=7)
+    whole.learn(4)
+    first = SafeM3UCRL(make_world(**options), config, seed=7)
+    first.learn(2)
+    second = SafeM3UCRL.load(first.save(tmp_path))
+    assert second.history == first.history and second.config == config and second.seed == 7
+    second.learn(1)
+    third = SafeM3UCRL.load(second.save(tmp_path))
+    assert third.learn(1) == whole.history
+    assert all(torch.equal(a, b) for a, b in zip(parameters(third), parameters(whole), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(third._transitions, whole._transitions, strict=True))
+    assert torch.equal(third._generator.get_state(), whole._generator.get_state())
+    assert torch.equal(third._adversaries, whole._adversaries)
+    if variant == "default":
+        assert SafeM3UCRL(world, config, seed=8).learn(4) != whole.history
+
+
+def test_resumed_after_certificates(town: TaxiMDP, safe: SafeM3UCRL, tmp_path: Path) -> None:
+    """The barrier's weight and the adversaries found so far are part of what is resumed."""
+    first = SafeM3UCRL(town, QUICK, seed=0)
+    first.learn(4)
+    assert first._certificates > 0 and len(first._adversaries) > 0
+    resumed = SafeM3UCRL.load(first.save(tmp_path))
+    assert resumed.learn(2) == safe.history
+
+
+def test_global_seeds_are_left_alone(world: TaxiMDP, tiny: Config) -> None:
+    """A run neither reads nor moves the global generators."""
+    torch.manual_seed(1)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    first = SafeM3UCRL(world, tiny).learn(2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.get_state()[1].tolist() == numpy_before  # noqa: NPY002
+    torch.manual_seed(2)
+    assert SafeM3UCRL(world, tiny).learn(2) == first
+
+
+# -- interface ------------------------------------------------------------------------------------------------------------
+
+
+def test_learn_calls_back_after_every_episode(world: TaxiMDP, tiny: Config) -> None:
+    """The callback sees the agent with the episode already in its history; numbers go on over calls."""
+    agent = SafeM3UCRL(world, tiny)
+    seen: list[tuple[int, int]] = []
+
+    def look(given: SafeM3UCRL, episode: Episode) -> None:
+        assert given is agent and given.history[-1] is episode
+        seen.append((episode.episode, len(given.history)))
+
+    agent.learn(2, callback=look)
+    history = agent.learn(1, callback=look)
+    assert seen == [(0, 1), (1, 2), (2, 3)] and isinstance(history, History)
+
+
+def test_progress_bar_shows_the_figures(world: TaxiMDP, tiny: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bar with reward, worst margin and score."""
+    pytest.importorskip("tqdm")
+    SafeM3UCRL(world, tiny).learn(1, progress_bar=True)
+    shown = capsys.readouterr().err
+    assert "1/1" in shown and "reward=" in shown and "worst margin=" in shown and "score=" in shown
+
+
+@pytest.mark.parametrize("episodes", [0, -1])
+def test_learning_nothing_is_refused(world: TaxiMDP, tiny: Config, episodes: int) -> None:
+    """At least one episode."""
+    with pytest.raises(ValueError, match=f"episodes must be at least 1, got {episodes}"):
+        SafeM3UCRL(world, tiny).learn(episodes)
+
+
+def test_devices_have_to_agree(world: TaxiMDP) -> None:
+    """The device is the world's; another one is refused where it enters."""
+    SafeM3UCRL(world, device="cpu")
+    with pytest.raises(ValueError, match="device must be the world's, cpu, got 'meta'"):
+        SafeM3UCRL(world, device="meta")
+
+
+def test_fleets_follow_the_policy(safe: SafeM3UCRL, town: TaxiMDP) -> None:
+    """The policy steers a finite fleet, whose distribution comes near the mean field's."""
+    rollout = FleetSimulator(town, 20_000, seed=1).rollout(safe.policy)
+    with torch.no_grad():
+        mu = town.rollout(safe.policy).mu
+    assert float((rollout.distributions - mu).abs().sum(-1).max()) / 2 < 0.03
+
+
+@pytest.mark.parametrize("kind", ["field", "network"])
+def test_predict_gives_the_policys_field(world: TaxiMDP, tiny: Config, kind: Any) -> None:
+    """In the manner of Stable-Baselines3: the field in the distribution after trips, for one observation or a batch."""
+    agent = SafeM3UCRL(world, replace(tiny, model="known", policy=PolicyConfig(kind, hidden=(6,))))
+    agent.learn(2)
+    rng = np.random.default_rng(0)
+    observations = rng.dirichlet(np.ones(25), (3, 2)).astype(np.float32)
+    actions, state = agent.predict(observations, deterministic=True)
+    assert actions.shape == (3, 2, 50) and actions.dtype == np.float32 and state is None
+    assert (np.abs(actions) <= 1).all() and np.abs(actions).max() > 0.01
+    for i in range(3):
+        for j in range(2):
+            mu = torch.from_numpy(observations[i, j])
+            with torch.no_grad():
+                expected = agent.policy.field(world.shift(mu, 0), 0).flatten().numpy()
+            np.testing.assert_allclose(actions[i, j], expected, atol=1e-6)
+            alone, _ = agent.predict(observations[i, j])
+            assert alone.shape == (50,)
+            np.testing.assert_allclose(alone, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_predict_drives_the_gymnasium_env(tiny: Config, per_step: bool) -> None:
+    """A whole episode of MFTaxi-v0 under ``predict`` is the agent's own executed trajectory."""
+    shared: dict[str, Any] = {"horizon": 4, "noise_std": 0.1, "reward_timing": "next", "constraints": [EntropyFloor(0.8)]}
+    world = TaxiMDP(load_scenario("shenzhen", cells=5), **shared)
+    agent = SafeM3UCRL(world, replace(tiny, model="known", policy=PolicyConfig(per_step=per_step)))
+    agent.learn(2)
+    with torch.no_grad():
+        executed = world.rollout(agent.policy)
+    env = gym.make("MFTaxi-v0", cells=5, parameterization="cells", observe_time=per_step, **shared)
+    observation, _ = env.reset(seed=0)
+    rewards, truncated = [], False
+    while not truncated:
+        np.testing.assert_allclose(observation[:25], executed.mu[len(rewards)], atol=1e-6)
+        observation, reward, _, truncated, _ = env.step(agent.predict(observation)[0])
+        rewards.append(float(reward))
+    assert rewards == pytest.approx(executed.rewards.tolist(), abs=1e-5)
+    np.testing.assert_allclose(observation[:25], executed.mu[-1], atol=1e-6)
+    assert float((executed.mu[-1] - world.rollout(FieldPolicy(world.grid)).mu[-1]).abs().max()) > 1e-3  # it did move
+
+
+def test_predict_knows_the_time_of_each_observation(world: TaxiMDP, tiny: Config) -> None:
+    """With the time appended, every observation of a batch is answered for its own step, the last one after the episode too."""
+    agent = SafeM3UCRL(world, replace(tiny, model="known", policy=PolicyConfig(per_step=True)))
+    agent.learn(1)
+    horizon = world.horizon
+    times = np.arange(horizon + 1, dtype=np.float32) / np.float32(horizon)
+    observations = np.concatenate([np.full((horizon + 1, 25), 0.04, np.float32), times[:, None]], -1)
+    actions, _ = agent.predict(observations)
+    fields = [agent.policy.field(world.initial(), t).detach().flatten().numpy() for t in range(horizon)]
+    for t, action in enumerate(actions):
+        np.testing.assert_allclose(action, fields[min(t, horizon - 1)], atol=1e-6)
+    assert not np.allclose(actions[0], actions[1], atol=1e-4)
+
+
+def test_predict_refuses_what_it_cannot_answer(world: TaxiMDP, tiny: Config) -> None:
+    """An observation of another length, or one without the time that a per-step policy needs."""
+    agent = SafeM3UCRL(world, tiny)
+    with pytest.raises(ValueError, match=r"length 25 \(or 26 with time\), got 24"):
+        agent.predict(np.zeros(24))
+    stepwise = SafeM3UCRL(world, replace(tiny, policy=PolicyConfig(per_step=True)))
+    with pytest.raises(ValueError, match="observe_time=True"):
+        stepwise.predict(np.full(25, 0.04))

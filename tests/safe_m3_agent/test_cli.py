@@ -1,0 +1,200 @@
+"""The console script: it keeps its promises on the screen and on disk, and explains what it cannot do."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tyro")
+pytest.importorskip("matplotlib")
+
+from safe_m3_agent import SafeM3UCRL
+from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE, SCENARIO_FILE
+from safe_m3_agent.cli import main
+from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE
+
+SMALL = [
+    *("--cells", "6", "--horizon", "3", "--noise-std", "0.1", "--entropy-floor", "0.8", "--representative-agents", "4"),
+    *("--ensemble.members", "3", "--ensemble.hidden", "4", "4", "--ensemble.steps", "6", "--bptt.epochs", "4"),
+    *("--certificate.restarts", "2", "--certificate.steps", "1"),
+]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def train(out: Path, *options: str, episodes: int = 2) -> None:
+    """A run of a fraction of a second per episode."""
+    main(["train", *SMALL, "--episodes", str(episodes), "--out", str(out), *options])
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The history on disk, without durations."""
+    with (folder / HISTORY_FILE).open(newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr with which the arguments are refused."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("safe-m3: error: ") and "\n" not in error and "Traceback" not in error
+    return error
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    train(folder)
+    return folder
+
+
+def test_train_reports_and_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The summary names score, return, violations, margin, certificate, time and files; every file is there."""
+    out = tmp_path / "run"
+    train(out)
+    shown = capsys.readouterr().out
+    assert "6 x 6 cells, entropy of the fleet at least 80% of its maximum" in shown
+    assert "No policy earns more than" in shown and "is safe" in shown
+    lines = dict(line.split("  ", 1) for line in shown.splitlines() if "  " in line)
+    assert {"score", "return", "violations", "smallest margin", "first certificate", "time", "run", "learning curve"} <= set(lines)
+    assert lines["violations"].strip() == "in 0 of 2 executed episodes"
+    assert {RUN_FILE, SCENARIO_FILE, CHECKPOINT_FILE, HISTORY_FILE, "metrics.json"} <= {path.name for path in out.iterdir()}
+    assert (out / FIGURES_FOLDER / "learning_curve.png").read_bytes().startswith(PNG)
+    assert len(list((out / EVENTS_FOLDER).iterdir())) == 1
+    assert not list(out.rglob("*.tmp"))
+    assert len(rows(out)) == 2
+
+
+def test_metrics_are_those_of_the_history(run: Path) -> None:
+    """The machine-readable summary agrees with the table of episodes."""
+    metrics, history = json.loads((run / "metrics.json").read_text()), SafeM3UCRL.load(run).history
+    assert metrics["score"] == history[-1].score and metrics["return"] == history[-1].reward
+    assert metrics["episodes"] == 2 and metrics["episodes_with_violation"] == 0
+    assert metrics["smallest_margin"] == min(history.column("min_margin"))
+    assert metrics["bound"] >= metrics["return"]
+    first = [episode.episode for episode in history if episode.certified]
+    assert metrics["first_certified_episode"] == (first[0] if first else None)
+
+
+def test_options_reach_the_agent(run: Path) -> None:
+    """Settings given on the command line are those of the run, nested ones too."""
+    agent = SafeM3UCRL.load(run)
+    assert agent.config.representative_agents == 4 and agent.config.bptt.epochs == 4
+    assert agent.config.ensemble.members == 3 and agent.config.ensemble.hidden == (4, 4)
+    assert agent.mdp.grid.cells == 6 and agent.mdp.horizon == 3 and agent.mdp.constraints[0].fraction == 0.8  # type: ignore[attr-defined]
+    assert agent.mdp.reward_timing == "next" and agent.seed == 0
+
+
+def test_evaluate_prints_every_step(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of the executed evening, its mean against the bound, score and violations."""
+    main(["evaluate", str(run)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[0] == "step"
+    assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "3"]
+    assert all(0.8 <= float(line.split()[2]) <= 1 for line in lines[1:4])
+    assert lines[4].startswith("mean") and "certified bound" in lines[4]
+    assert lines[5] == f"score {SafeM3UCRL.load(run).history[-1].score:.3f}, 0 violations"
+
+
+def test_fleet_reports_and_draws(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The operator's figures of a finite fleet, and its picture."""
+    main(["fleet", str(run), "--taxis", "500", "--runs", "2", "--resolution", "continuous"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("500 taxis, 2 episodes, resolution 'continuous'")
+    for name in ("KL to demand", "entropy", "smallest margin", "violations", "mean field", "occupied", "repositioning", "picture"):
+        assert any(line.startswith(name) for line in shown.splitlines()), name
+    assert (run / FIGURES_FOLDER / "fleet_500.png").read_bytes().startswith(PNG)
+
+
+def test_an_existing_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --resume a folder that holds a run is refused, and stays as it is."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    error = refusal(capsys, "train", *SMALL, "--episodes", "2", "--out", str(run))
+    assert "holds a run already" in error and "--resume" in error
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_resume_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Resumed after two of four episodes, the history is that of four episodes at once; a finished run just reports."""
+    train(tmp_path / "parts", episodes=2)
+    capsys.readouterr()
+    train(tmp_path / "parts", "--resume", episodes=4)
+    assert "Going on after episode 2" in capsys.readouterr().out
+    train(tmp_path / "whole", "--resume", episodes=4)  # nothing there yet: it begins
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole") and len(rows(tmp_path / "parts")) == 4
+    before = (tmp_path / "parts" / CHECKPOINT_FILE).read_bytes()
+    train(tmp_path / "parts", "--resume", episodes=4)
+    assert (tmp_path / "parts" / CHECKPOINT_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [("--seed", "1"), ("--beta", "2"), ("--cells", "5"), ("--entropy-floor", "0.7"), ("--motion", "congested")]
+)
+def test_resume_of_another_run_is_refused(run: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str]) -> None:
+    """--resume with other settings neither goes on with the old ones nor mixes the two."""
+    before = (run / CHECKPOINT_FILE).read_bytes()
+    error = refusal(capsys, "train", *SMALL, *change, "--episodes", "3", "--out", str(run), "--resume")
+    assert "another run" in error
+    assert (run / CHECKPOINT_FILE).read_bytes() == before
+
+
+def test_resume_after_a_kill(tmp_path: Path) -> None:
+    """A process killed in the middle of a run loses nothing but the episode under way: resumed, it equals a run left alone."""
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "safe_m3_agent.cli", "train", *SMALL, "--episodes", "100000", "--out", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / CHECKPOINT_FILE).exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert (folder / CHECKPOINT_FILE).exists()
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    done = len(SafeM3UCRL.load(folder).history)
+    assert done >= 1
+    train(folder, "--resume", episodes=done + 2)
+    train(tmp_path / "alone", episodes=done + 2)
+    assert rows(folder) == rows(tmp_path / "alone") and len(rows(folder)) == done + 2
+
+
+def test_mistakes_are_explained_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unknown scenarios, missing files and runs, and values out of range: one line, status 2, no traceback."""
+    out = str(tmp_path / "new")
+    assert "unknown scenario 'atlantis'" in refusal(capsys, "train", "--scenario", "atlantis", "--out", out)
+    assert "none.npz" in refusal(capsys, "train", "--scenario", str(tmp_path / "none.npz"), "--out", out)
+    assert "cells" in refusal(capsys, "train", "--cells", "0", "--out", out)
+    assert "fraction" in refusal(capsys, "train", *SMALL, "--entropy-floor", "1.5", "--out", out)
+    assert "no run at" in refusal(capsys, "evaluate", str(tmp_path))
+    assert "no run at" in refusal(capsys, "fleet", str(tmp_path))
+    assert "runs must be at least 1, got 0" in refusal(capsys, "fleet", str(run), "--runs", "0")
+    assert "n_taxis" in refusal(capsys, "fleet", str(run), "--taxis", "0")
+    assert "episode" in refusal(capsys, "train", *SMALL, "--episodes", "0", "--out", out)
+    assert not (tmp_path / "new" / CHECKPOINT_FILE).exists()
+
+
+def test_options_out_of_range_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting that its dataclass refuses ends in a message that names it, not in a traceback."""
+    with pytest.raises(SystemExit) as caught:
+        train(tmp_path / "new", "--ensemble.members", "1")
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert "members must be at least 2" in shown.err + shown.out and "Traceback" not in shown.err + shown.out
+
+
+def test_a_device_that_is_not_there_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A typo in the device is one line as well."""
+    assert "device" in refusal(capsys, "train", *SMALL, "--device", "abacus", "--out", str(tmp_path / "new"))
