@@ -6,6 +6,7 @@ Solving the convex program needs the extra ``bounds`` (CVXPY with Clarabel).
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -90,10 +91,10 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
 
     Returns:
         The score, at most 1 up to the bound's gap; negative for a policy worse than staying put; NaN when a constraint was
-        violated at any step.
+        violated at any step, and where staying put is already the best that is possible.
 
     Raises:
-        ValueError: If the shape is not ``[T, K]``.
+        ValueError: If the shape is not ``[T, K]``, or a row is not a distribution.
     """
     mu = torch.as_tensor(distributions, device=mdp.device).double()
     if mu.shape != (mdp.horizon, mdp.grid.size):
@@ -101,10 +102,14 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
     # Written so that NaN margins void the score as well.
     if not bool((mdp.margins(mu) >= -MARGIN_TOLERANCE).all()):
         return math.nan
-    best = certified_bound(mdp).reward
+    if not bool(((mu.sum(-1) - 1).abs() <= 1e-3).all() and (mu >= 0).all()):
+        raise ValueError("distributions must be non-negative and sum to one in every row")
+    bound = certified_bound(mdp)
     with torch.no_grad():
         stay = demand_match(mdp.rollout(_StayField(mdp)).mu[1:].double(), mdp)
-    return (demand_match(mu, mdp) - stay) / (best - stay)
+    if bound.reward - stay <= mdp.horizon * bound.gap:
+        return math.nan
+    return (demand_match(mu, mdp) - stay) / (bound.reward - stay)
 
 
 def demand_match(distributions: Tensor, mdp: TaxiMDP) -> float:
@@ -148,17 +153,19 @@ def _solve_step(
     if barrier:
         objective += barrier * cp.sum([cp.log(margin) for margin in margins])
     problem = cp.Problem(cp.Maximize(objective), [simplex, *floors])
-    with np.errstate(
-        invalid="ignore"
-    ):  # CVXPY evaluates the objective, which has no value where the constraints have no interior
+    # CVXPY evaluates the objective, which has no value where the constraints have no interior, and warns of an inaccurate
+    # solution, which the certificate judges better.
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Solution may be inaccurate")
         problem.solve(solver=cp.CLARABEL)
-    solved = problem.status in ("optimal", "optimal_inaccurate") and mu.value is not None and math.isfinite(problem.value)
-    if not solved:
+    if problem.status not in ("optimal", "optimal_inaccurate") or mu.value is None:
         raise ValueError(f"no distribution meets the constraints {mdp.constraints} (solver status: {problem.status})")
     solution = np.clip(mu.value, 1e-12, None)
     solution /= solution.sum()
     multipliers = [float(floor.dual_value) for floor in floors]
     value, upper = _certificate(mdp, rho, solution, multipliers, barrier)
+    if not math.isfinite(upper - value):
+        raise ValueError(f"no distribution meets the constraints {mdp.constraints} with room to spare for a barrier")
     kl = float(kl_divergence(torch.from_numpy(rho), torch.from_numpy(solution)))
     return solution, value, kl, max(0.0, upper - value)
 

@@ -145,8 +145,11 @@ class FleetSimulator:
             The next empirical distribution, ``[K]``.
 
         Raises:
-            ValueError: If the actions have the wrong shape, are not finite, or leave ``[-1, 1]``.
+            ValueError: If the actions have the wrong shape, are not finite, or leave ``[-1, 1]``; or if ``mu`` is given before
+                :meth:`serve` has said which distribution the taxis' passengers come from.
         """
+        if mu is not None and not self._served:
+            raise ValueError("step(actions, mu) moves taxis in a given distribution: call serve(mu before trips) first")
         if actions.shape != self.positions.shape:
             raise ValueError(f"actions must have shape {tuple(self.positions.shape)}, got {tuple(actions.shape)}")
         # NaN compares false, so it is refused as well.

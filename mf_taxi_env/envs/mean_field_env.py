@@ -133,6 +133,9 @@ class MFTaxiEnv(gym.Env[Array, Array]):
             high = np.append(high, np.float32(1.0))
         self.observation_space = gym.spaces.Box(np.zeros_like(high), high, dtype=np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (self.parameterization.n_parameters,), np.float32)
+        names = [constraint.name for constraint in self.mdp.constraints]
+        # Two constraints of one kind are told apart by their place.
+        self._constraint_names = [f"{name}:{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
         self._mu: torch.Tensor | None = None
         self._t = 0
 
@@ -178,7 +181,7 @@ class MFTaxiEnv(gym.Env[Array, Array]):
 
     def _info(self, mu: torch.Tensor) -> dict[str, Any]:
         values = self.mdp.margins(mu).tolist()
-        margins = {constraint.name: value for constraint, value in zip(self.mdp.constraints, values, strict=True)}
+        margins = dict(zip(self._constraint_names, values, strict=True))
         worst = min(values, default=math.inf)
         return {
             "cost": max(0.0, -worst),

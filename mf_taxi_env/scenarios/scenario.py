@@ -249,6 +249,7 @@ def _distributions(name: str, values: ArrayLike, ndims: tuple[int, ...]) -> NDAr
     if off:
         worst = float(sums.flat[np.abs(sums - 1).argmax()])
         raise ValueError(f"{name} must sum to one along its last axis; {off} of {sums.size} sums do not (worst {worst:.6g})")
-    array /= sums
+    # Left alone where only rounding is off, so that saving and loading changes no bit.
+    array /= np.where(np.abs(sums - 1) > 1e-12, sums, 1.0)
     array.flags.writeable = False
     return array

@@ -67,6 +67,8 @@ def scenario_from_trips(
         raise ValueError(f"smoothing must be an odd integer >= 1 (a median filter's side in cells), got {smoothing!r}")
     if source_cell is not None and not (len(source_cell) == 2 and all(0 < side < np.inf for side in source_cell)):
         raise ValueError(f"source_cell must be (width, height) in degrees, both positive and finite, got {source_cell!r}")
+    if source_cell is not None and (source_cell[0] > box[1] - box[0] or source_cell[1] > box[3] - box[2]):
+        raise ValueError(f"source_cell must be no larger than the box {box}, in degrees, got {source_cell!r}")
     if bad_rows not in ("raise", "drop"):
         raise ValueError(f"bad_rows must be 'raise' or 'drop', got {bad_rows!r}")
 

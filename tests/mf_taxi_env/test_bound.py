@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mf_taxi_env import EntropyFloor, Scenario, TaxiMDP, certified_bound, score
+from mf_taxi_env.bound import _certificate
 
 cp = pytest.importorskip("cvxpy")
 
@@ -195,6 +196,20 @@ def test_the_bound_can_be_asked_for_without_gradients(make_scenario: Make) -> No
 
 
 @pytest.mark.parametrize("barrier", [0.0, 1.0])
+def test_the_certificate_does_not_trust_the_solver(make_scenario: Make, barrier: float) -> None:
+    """From any distribution and any multiplier it bounds the optimum: a lazy solver costs tightness, not truth."""
+    mdp = world(make_scenario, 0.9)
+    best = certified_bound(mdp, barrier).per_step
+    rho = mdp.demand(0).double().numpy()
+    rng = np.random.default_rng(0)
+    for multiplier in (0.0, 0.3, 3.0, -1.0):
+        lazy = rng.dirichlet(np.full(25, 50.0))
+        value, upper = _certificate(mdp, rho / rho.sum(), lazy, [multiplier] if barrier == 0 else [], barrier)
+        assert value < best - 0.01
+        assert upper >= best - 1e-9
+
+
+@pytest.mark.parametrize("barrier", [0.0, 1.0])
 def test_infeasible_constraints_raise(make_scenario: Make, barrier: float) -> None:
     """Two caps that leave no room for all taxis."""
     mdp = TaxiMDP(make_scenario(2), constraints=(Cap((0, 1), 0.3), Cap((2, 3), 0.3)))
@@ -202,10 +217,11 @@ def test_infeasible_constraints_raise(make_scenario: Make, barrier: float) -> No
         certified_bound(mdp, barrier)
 
 
-def test_a_barrier_without_an_interior_raises(make_scenario: Make) -> None:
-    """A floor of one leaves no margin for a logarithm: a ValueError, not a solver's private exception."""
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_barrier_without_an_interior_raises(make_scenario: Make, seed: int) -> None:
+    """A floor of one leaves no margin for a logarithm: a ValueError, never a solver's exception or a NaN with a gap of 0."""
     with pytest.raises(ValueError, match="no distribution meets the constraints"):
-        certified_bound(world(make_scenario, 1.0), 1.0)
+        certified_bound(TaxiMDP(make_scenario(5, seed), constraints=(EntropyFloor(1.0),)), 1.0)
 
 
 def test_a_constraint_that_is_not_convex_propagates(make_scenario: Make) -> None:
@@ -277,3 +293,16 @@ def test_the_initial_distribution_is_not_scored(make_scenario: Make, shape: tupl
     """T rows of K cells, nothing else: T + 1 rows are refused rather than shifted."""
     with pytest.raises(ValueError, match=r"distributions must have shape \(4, 25\)"):
         score(np.full(shape, 0.04), world(make_scenario, 0.9))
+
+
+def test_score_refuses_what_is_no_distribution(make_scenario: Make) -> None:
+    """Rows that do not sum to one would score beyond the bound."""
+    mdp = TaxiMDP(make_scenario(5, 0), constraints=())
+    with pytest.raises(ValueError, match="sum to one"):
+        score(np.full((12, 25), 0.1), mdp)
+
+
+def test_score_is_undefined_where_staying_put_is_best() -> None:
+    """With nothing to gain over staying put, a share of the gain is rounding divided by rounding."""
+    mdp = TaxiMDP(Scenario("flat", np.full(25, 0.04), np.eye(25), box=(0, 1, 0, 1)), constraints=())
+    assert math.isnan(score(np.full((12, 25), 0.04), mdp))

@@ -413,3 +413,11 @@ def test_spawned_workers_can_make_the_env() -> None:
     for step in steps:
         np.testing.assert_array_equal(step[0][0], local.step(np.zeros(128, np.float32))[0])
     assert [bool(step[3][0]) for step in steps] == [False, False, True]
+
+
+def test_two_constraints_of_one_kind_are_told_apart() -> None:
+    """Margins of two entropy floors both reach ``info``."""
+    env = gym.make("MFTaxi-v0", cells=5, constraints=(EntropyFloor(0.5), EntropyFloor(0.6)))
+    _, info = env.reset()
+    assert sorted(info["margins"]) == ["entropy:0", "entropy:1"]
+    assert info["margins"]["entropy:0"] > info["margins"]["entropy:1"] == info["margin"]

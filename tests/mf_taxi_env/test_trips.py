@@ -460,3 +460,9 @@ def test_single_trips_of_an_evening_build(data_folder: Path) -> None:
     assert city.provenance["rows"] == 10_619
     assert city.provenance["rows"] - city.provenance["rows_outside_window"] == 1_764
     assert 0.5 < city.demand_entropy < 1.0
+
+
+def test_a_source_cell_wider_than_the_box_is_refused(write: Write) -> None:
+    """Metres in place of degrees would spread every row over the whole box, one cell at a time."""
+    with pytest.raises(ValueError, match=r"source_cell.*500"):
+        build(write(GOOD), source_cell=(500.0, 500.0))

@@ -17,6 +17,8 @@ from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.transitions import Transitions
 
+SIX_BY_SIX = Grid(6)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
@@ -47,6 +49,12 @@ def make_world() -> Callable[..., TaxiMDP]:
 def world(make_world: Callable[..., TaxiMDP]) -> TaxiMDP:
     """Three steps on 5 x 5 cells."""
     return make_world()
+
+
+@pytest.fixture(scope="session")
+def town(make_world: Callable[..., TaxiMDP]) -> TaxiMDP:
+    """Six by six cells, six steps, a floor that the demand itself would break."""
+    return make_world(cells=6, floor=0.9, horizon=6)
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +89,7 @@ def roam() -> Callable[..., tuple[Transitions, Tensor]]:
         n: int,
         seed: int,
         *,
-        grid: Grid = Grid(6),
+        grid: Grid = SIX_BY_SIX,
         noise_std: float = 0.0175,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[Transitions, Tensor]:

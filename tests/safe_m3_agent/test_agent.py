@@ -1,4 +1,4 @@
-"""The agent: it learns without a violation, the same from the same seed, and goes on from a checkpoint as if it had never stopped."""
+"""The agent: it learns without a violation, the same from the same seed, and resumes as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ import torch
 from mf_taxi_env import EntropyFloor, FleetSimulator, TaxiMDP, load_scenario
 from safe_m3_agent import Config, Episode, History, SafeM3UCRL
 from safe_m3_agent.barrier import BarrierConfig
-from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
-from safe_m3_agent.planners.bptt import BPTTConfig, BPTTPlanner, Plan
-from safe_m3_agent.policy import FieldPolicy, PolicyConfig
+from safe_m3_agent.planners.bptt import BPTTConfig
+from safe_m3_agent.policy import PolicyConfig
 
 QUICK = Config(representative_agents=40, ensemble=EnsembleConfig(steps=60))
 
@@ -27,12 +26,6 @@ QUICK = Config(representative_agents=40, ensemble=EnsembleConfig(steps=60))
 def parameters(agent: SafeM3UCRL) -> list[torch.Tensor]:
     """A copy of the policy's parameters."""
     return [parameter.detach().clone() for parameter in agent.policy.parameters()]
-
-
-@pytest.fixture(scope="module")
-def town(make_world: Callable[..., TaxiMDP]) -> TaxiMDP:
-    """Six by six cells, six steps, a floor that the demand itself would break."""
-    return make_world(cells=6, floor=0.9, horizon=6)
 
 
 # -- learning -------------------------------------------------------------------------------------------------------------
@@ -101,51 +94,6 @@ def test_a_world_without_constraints(make_world: Callable[..., TaxiMDP], tiny: C
     assert history.column("min_margin") == [math.inf, math.inf]
 
 
-# -- what is executed -----------------------------------------------------------------------------------------------------
-
-
-def test_hopeless_doubt_keeps_the_fleet_in_place(world: TaxiMDP, tiny: Config) -> None:
-    """Where the worst plausible motion breaks every candidate, the policy in use stays, and the refusal is recorded."""
-    agent = SafeM3UCRL(world, replace(tiny, beta=1000.0))
-    history = agent.learn(3)
-    assert not any(history.column("certified"))
-    assert all(episode.worst_margin < 0 for episode in history[1:])
-    assert not any(parameter.any() for parameter in parameters(agent))
-    assert agent._certificates == 0
-
-
-def test_a_refused_plan_is_not_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A planner that sends everybody into one corner is overruled by the certificate, even with the motion known."""
-
-    def collapse(self: BPTTPlanner, mdp: Any, policy: FieldPolicy, **options: Any) -> Plan:
-        bad = FieldPolicy(town.grid)
-        with torch.no_grad():
-            bad.logits += 3.0
-        return Plan(bad, 0.0, True)
-
-    monkeypatch.setattr(BPTTPlanner, "plan", collapse)
-    agent = SafeM3UCRL(town, Config(model="known", certificate=CertificateConfig(attempts=1)))
-    history = agent.learn(2)
-    assert history.violations == 0 and not any(history.column("certified"))
-    assert not any(parameter.any() for parameter in parameters(agent))
-
-
-def test_a_worse_plan_is_not_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A certified policy that is predicted to earn less than the one in use is not taken into use."""
-
-    def away(self: BPTTPlanner, mdp: Any, policy: FieldPolicy, **options: Any) -> Plan:
-        worse = FieldPolicy(town.grid)
-        with torch.no_grad():
-            worse.logits += 0.3 * (town.centers - 0.5)  # away from the busy centre
-        return Plan(worse, 0.0, True)
-
-    monkeypatch.setattr(BPTTPlanner, "plan", away)
-    agent = SafeM3UCRL(town, Config(model="known", certificate=CertificateConfig(attempts=1)))
-    [episode] = agent.learn(1)
-    assert episode.worst_margin >= 0 and not episode.certified
-    assert not any(parameter.any() for parameter in parameters(agent))
-
-
 def test_the_episode_records_what_the_policy_in_use_does(safe: SafeM3UCRL, town: TaxiMDP) -> None:
     """Return, margin and violations are those of the policy in the true world, without hallucination."""
     with torch.no_grad():
@@ -153,67 +101,6 @@ def test_the_episode_records_what_the_policy_in_use_does(safe: SafeM3UCRL, town:
     last = safe.history[-1]
     assert last.reward == pytest.approx(float(executed.returns), rel=1e-6)
     assert last.min_margin == pytest.approx(float(executed.worst_margin), abs=1e-6)
-
-
-@pytest.mark.parametrize("exploration", ["free", "policy"])
-@pytest.mark.parametrize("motion", ["free", "congested"])
-def test_transitions_are_of_the_true_motion(
-    make_world: Callable[..., TaxiMDP], tiny: Config, exploration: Any, motion: str
-) -> None:
-    """Every recorded landing lies about the true destination of the recorded position, distribution and action, with the
-    noise's spread: what the agent learns from is what happened."""
-    world = make_world(motion=motion, noise_std=0.02, horizon=6)
-    agent = SafeM3UCRL(world, replace(tiny, exploration=exploration, representative_agents=100))
-    agent.learn(1)
-    data = agent._transitions
-    assert data.count == 600
-    goals = torch.cat([world.motion(s.unsqueeze(0), mu, a.unsqueeze(0)) for s, mu, a in zip(*data[:3], strict=True)])
-    inside = (goals > 0.1) & (goals < 0.9)
-    error = data.next_positions - goals
-    assert float(error.abs().max()) < 6 * 0.02
-    assert float(error[inside].std()) == pytest.approx(0.02, rel=0.15)
-    for t in range(6):
-        mu = world.shift(world.rollout(agent.policy).mu[t], t)
-        torch.testing.assert_close(data.mu[100 * t : 100 * (t + 1)], mu.detach().expand(100, -1))
-
-
-def test_exploration_by_the_policy(world: TaxiMDP, tiny: Config) -> None:
-    """As in the paper, representative taxis can do what the fleet does: nothing, while it stays put."""
-    agent = SafeM3UCRL(world, replace(tiny, exploration="policy"))
-    history = agent.learn(2)
-    assert history.violations == 0
-    assert not agent._transitions.actions[: 4 * world.horizon].any()
-
-
-def test_free_exploration_looks_where_the_model_is_unsure(world: TaxiMDP, tiny: Config) -> None:
-    """Among random actions a taxi tries the one of largest doubt: more candidates, more doubt."""
-    doubts = []
-    for candidates in (1, 64):
-        agent = SafeM3UCRL(world, replace(tiny, exploration_candidates=candidates, representative_agents=50))
-        positions, mu = world.centers, world.initial()
-        actions = agent._explore(positions, mu, 0)
-        assert (actions.abs() <= 1).all()
-        doubts.append(float(agent.model.predict(positions, mu, actions).epistemic.square().sum(-1).mean()))
-    assert doubts[1] > 1.2 * doubts[0]
-
-
-def test_a_planner_that_diverges_is_reported(world: TaxiMDP, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A NaN objective stops the run with advice; the policy in use, the model and the history are as before."""
-    agent = SafeM3UCRL(world, tiny)
-    agent.learn(2)
-    policy, model, history = parameters(agent), {k: v.clone() for k, v in agent.model.state().items()}, list(agent.history)
-
-    def diverge(self: BPTTPlanner, mdp: Any, start: Any, **options: Any) -> Plan:
-        return Plan(start, math.nan, False)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BPTTPlanner, "plan", diverge)
-        with pytest.raises(FloatingPointError, match=r"episode 2.*nan.*learning_rate.*barrier.width"):
-            agent.learn(1)
-    assert all(torch.equal(a, b) for a, b in zip(parameters(agent), policy, strict=True))
-    assert all(torch.equal(value, model[name]) for name, value in agent.model.state().items())
-    assert list(agent.history) == history
-    agent.learn(1)
 
 
 # -- reproducibility ------------------------------------------------------------------------------------------------------
@@ -248,7 +135,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert all(torch.equal(a, b) for a, b in zip(parameters(third), parameters(whole), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(third._transitions, whole._transitions, strict=True))
     assert torch.equal(third._generator.get_state(), whole._generator.get_state())
-    assert torch.equal(third._adversaries, whole._adversaries)
+    assert torch.equal(third._improvement.adversaries, whole._improvement.adversaries)
     if variant == "default":
         assert SafeM3UCRL(world, config, seed=8).learn(4) != whole.history
 
@@ -257,7 +144,7 @@ def test_resumed_after_certificates(town: TaxiMDP, safe: SafeM3UCRL, tmp_path: P
     """The barrier's weight and the adversaries found so far are part of what is resumed."""
     first = SafeM3UCRL(town, QUICK, seed=0)
     first.learn(4)
-    assert first._certificates > 0 and len(first._adversaries) > 0
+    assert first._improvement.certificates > 0 and len(first._improvement.adversaries) > 0
     resumed = SafeM3UCRL.load(first.save(tmp_path))
     assert resumed.learn(2) == safe.history
 
@@ -359,7 +246,7 @@ def test_predict_drives_the_gymnasium_env(tiny: Config, per_step: bool) -> None:
         rewards.append(float(reward))
     assert rewards == pytest.approx(executed.rewards.tolist(), abs=1e-5)
     np.testing.assert_allclose(observation[:25], executed.mu[-1], atol=1e-6)
-    assert float((executed.mu[-1] - world.rollout(FieldPolicy(world.grid)).mu[-1]).abs().max()) > 1e-3  # it did move
+    assert any(parameter.any() for parameter in parameters(agent))  # it did move
 
 
 def test_predict_knows_the_time_of_each_observation(world: TaxiMDP, tiny: Config) -> None:

@@ -172,7 +172,7 @@ def test_gradient_flows_through_the_whole_episode(random_city: Callable[..., Sce
             return self.logits.tanh()
 
     def objective(logits: Tensor) -> Tensor:
-        trajectory = mdp.rollout(HallucinatedField(Field(logits)))  # type: ignore[arg-type]
+        trajectory = mdp.rollout(HallucinatedField(Field(logits)))
         return trajectory.returns + 0.5 * relaxed_log_barrier(trajectory.margins, 0.1).sum()
 
     logits = 0.1 * torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

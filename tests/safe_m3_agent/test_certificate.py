@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_a_wider_set_is_no_safer(scene: Scene) -> None:
     """Margins fall as the confidence set grows, from the nominal one at zero width."""
     found = [certify(scene, beta=beta).margin for beta in (0.0, 1.0, 2.0, 4.0)]
     assert found[0] == pytest.approx(float(margins(scene, torch.zeros(MEMBERS))), abs=1e-6)
-    assert all(wide <= narrow + 1e-4 for narrow, wide in zip(found[:-1], found[1:], strict=True))
+    assert all(wide <= narrow + 1e-4 for narrow, wide in pairwise(found))
 
 
 def test_nominal_safety_is_not_enough(scene: Scene) -> None:

@@ -16,10 +16,13 @@ from safe_m3_agent.model.truncated_likelihood import negative_log_likelihood
 from safe_m3_agent.transitions import Transitions
 
 GRID = Grid(6)
+DEFAULT = EnsembleConfig()
 Roam = Callable[..., tuple[Transitions, Tensor]]
 
 
-def fitted(data: Transitions, config: EnsembleConfig = EnsembleConfig(), *, seed: int = 0, noise_std: float = 0.0175) -> ProbabilisticEnsemble:
+def fitted(
+    data: Transitions, config: EnsembleConfig = DEFAULT, *, seed: int = 0, noise_std: float = 0.0175
+) -> ProbabilisticEnsemble:
     """An ensemble that has learned from ``data``."""
     generator = torch.Generator().manual_seed(seed)
     ensemble = ProbabilisticEnsemble(config, GRID, noise_std, generator)
@@ -117,7 +120,9 @@ def test_members_together_are_members_one_by_one(learned: ProbabilisticEnsemble,
     torch.testing.assert_close(belief.deviations * (learned.members - 1) ** 0.5, means - means.mean(0), atol=1e-5, rtol=0)
 
 
-def test_deviations_square_to_the_epistemic_variance(learned: ProbabilisticEnsemble, held_out: tuple[Transitions, Tensor]) -> None:
+def test_deviations_square_to_the_epistemic_variance(
+    learned: ProbabilisticEnsemble, held_out: tuple[Transitions, Tensor]
+) -> None:
     """What adversaries combine and what is hallucinated are the same uncertainty."""
     belief = beliefs(learned, held_out[0])
     torch.testing.assert_close(belief.deviations.square().sum(0).sqrt().clamp_min(1e-6), belief.epistemic, rtol=1e-4, atol=1e-7)
@@ -177,7 +182,9 @@ def test_bootstrap_weights_matter(roam: Roam) -> None:
     clean = fitted(data, config)
     ignored = clean.state()["bootstrap"][0] <= 0
     assert 40 < int(ignored.sum()) < 120
-    landings = torch.where(ignored.unsqueeze(-1), torch.rand(200, 2, generator=torch.Generator().manual_seed(2)), data.next_positions)
+    landings = torch.where(
+        ignored.unsqueeze(-1), torch.rand(200, 2, generator=torch.Generator().manual_seed(2)), data.next_positions
+    )
     spoiled = fitted(data._replace(next_positions=landings), config)
     torch.testing.assert_close(spoiled.state()["head"][0], clean.state()["head"][0])
     assert not torch.allclose(spoiled.state()["head"][1], clean.state()["head"][1], atol=1e-2)
@@ -186,7 +193,10 @@ def test_bootstrap_weights_matter(roam: Roam) -> None:
 def held_out_losses(ensemble: ProbabilisticEnsemble, data: Transitions) -> Tensor:
     """Every member's loss on what it held out, ``[E]``."""
     held = ensemble.state()["bootstrap"] < 0
-    losses = [negative_log_likelihood(data.next_positions, mean, torch.tensor(0.0175)).sum(-1) for mean in member_means(ensemble, data)]
+    losses = [
+        negative_log_likelihood(data.next_positions, mean, torch.tensor(0.0175)).sum(-1)
+        for mean in member_means(ensemble, data)
+    ]
     return torch.stack([loss[mask].mean() for loss, mask in zip(losses, held, strict=True)])
 
 
@@ -219,7 +229,9 @@ def test_positions_on_the_edge(learned: ProbabilisticEnsemble, roam: Roam) -> No
     outwards = learned.predict(corners, mu, -inwards)
     assert torch.equal(outwards.mean, corners)
     data, _ = roam(FreeMotion(), 60, 0)
-    edge = data._replace(positions=data.positions.round(), next_positions=data.positions.round(), actions=data.positions.round() - 0.5)
+    edge = data._replace(
+        positions=data.positions.round(), next_positions=data.positions.round(), actions=data.positions.round() - 0.5
+    )
     assert all(value.isfinite().all() for value in fitted(edge).state().values())
 
 

@@ -1,0 +1,159 @@
+"""What may be executed: a certified policy that is predicted no worse, or the one in use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from mf_taxi_env import TaxiMDP
+from safe_m3_agent import Config, SafeM3UCRL
+from safe_m3_agent.certificate import CertificateConfig
+from safe_m3_agent.hallucination import HallucinatedMDP
+from safe_m3_agent.improvement import Decision, SafeImprovement
+from safe_m3_agent.model.dynamics_model import KnownModel
+from safe_m3_agent.planners.bptt import BPTTPlanner, Plan
+from safe_m3_agent.policy import FieldPolicy
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, logits: torch.Tensor, objective: float = 0.0) -> list[dict[str, Any]]:
+    """Let the planner come up with a given field; gives the options that it is asked with."""
+    asked: list[dict[str, Any]] = []
+
+    def plan(self: BPTTPlanner, mdp: HallucinatedMDP, policy: FieldPolicy, **options: Any) -> Plan:
+        asked.append(options)
+        found = FieldPolicy(mdp.grid)
+        with torch.no_grad():
+            found.logits += logits
+        return Plan(found, objective, True)
+
+    monkeypatch.setattr(BPTTPlanner, "plan", plan)
+    return asked
+
+
+def decide(town: TaxiMDP, config: Config) -> tuple[Decision, FieldPolicy, SafeImprovement]:
+    """One decision with the motion known, from staying put."""
+    learned = HallucinatedMDP(town, KnownModel(town.motion, town.noise.std), config.beta)
+    improvement, start = SafeImprovement(config, torch.zeros(0, 1)), FieldPolicy(town.grid)
+    return improvement.improve(learned, start, torch.Generator(), informed=True), start, improvement
+
+
+def inwards(town: TaxiMDP, strength: float) -> torch.Tensor:
+    """Everybody towards the busy centre."""
+    return strength * (0.5 - town.centers)
+
+
+ONE_ATTEMPT = Config(model="known", certificate=CertificateConfig(attempts=1))
+
+
+def test_a_better_certified_plan_is_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan is taken whole where it is certified, with the margin of its certificate, and lowers the barrier."""
+    planned(monkeypatch, inwards(town, 0.1), objective=-1.5)
+    decision, _, improvement = decide(town, ONE_ATTEMPT)
+    assert decision.taken and decision.objective == -1.5 and improvement.certificates == 1
+    torch.testing.assert_close(decision.policy.raw(0), inwards(town, 0.1))  # type: ignore[operator]
+    with torch.no_grad():
+        assert decision.worst_margin == pytest.approx(float(town.rollout(decision.policy).worst_margin), abs=1e-6)
+
+
+def test_an_unsafe_plan_is_not_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that sends everybody into one corner is overruled; the policy in use stays in use."""
+    planned(monkeypatch, torch.tensor(3.0))
+    decision, start, improvement = decide(town, replace(ONE_ATTEMPT, certificate=CertificateConfig(attempts=3)))
+    assert decision.policy is start and not decision.taken
+    assert decision.worst_margin < 0 and improvement.certificates == 0
+
+
+def test_a_part_of_the_way_may_be_safe(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the whole step is refused, shorter ones towards the same plan are tried."""
+    planned(monkeypatch, inwards(town, 0.4))
+    decision, _, _ = decide(town, Config(model="known"))
+    assert decision.taken and decision.worst_margin >= 0
+    torch.testing.assert_close(decision.policy.raw(0), inwards(town, 0.1))  # type: ignore[operator]
+
+
+def test_a_worse_plan_is_not_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certified policy that is predicted to earn less than the one in use is not executed, but lowers the barrier."""
+    planned(monkeypatch, inwards(town, -0.3))
+    decision, start, improvement = decide(town, ONE_ATTEMPT)
+    assert decision.policy is start and not decision.taken
+    assert decision.worst_margin >= 0 and improvement.certificates == 1
+
+
+def test_certificates_lower_the_barrier(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weight that is planned with follows the certificates, not the episodes."""
+    asked = planned(monkeypatch, torch.tensor(3.0))
+    SafeM3UCRL(town, ONE_ATTEMPT).learn(3)
+    assert [options["weight"] for options in asked] == [0.3, 0.3, 0.3]
+    asked = planned(monkeypatch, inwards(town, 0.1))
+    SafeM3UCRL(town, ONE_ATTEMPT).learn(3)
+    assert [options["weight"] for options in asked] == [ONE_ATTEMPT.barrier.weight(n) for n in range(3)]
+
+
+def test_without_constraints_the_plan_is_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """M3-UCRL: no barrier, no certificate, whatever the plan does to the margin."""
+    asked = planned(monkeypatch, torch.tensor(3.0))
+    decision, start, _ = decide(town, replace(ONE_ATTEMPT, constrained=False))
+    assert decision.policy is not start and not decision.taken and math.isnan(decision.worst_margin)
+    assert asked[0]["weight"] == 0.0
+
+
+def test_nothing_is_planned_without_data(town: TaxiMDP, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first transition an agent that has to learn stays put; one that knows the motion plans."""
+    asked = planned(monkeypatch, torch.tensor(0.0))
+    [first] = SafeM3UCRL(town, tiny).learn(1)
+    assert not asked and math.isnan(first.objective) and not first.certified
+    SafeM3UCRL(town, ONE_ATTEMPT).learn(1)
+    assert len(asked) == 1
+
+
+def test_hopeless_doubt_keeps_the_fleet_in_place(world: TaxiMDP, tiny: Config) -> None:
+    """Where some plausible motion breaks every candidate, the fleet stays as it is, and the refusals are recorded."""
+    agent = SafeM3UCRL(world, replace(tiny, beta=1000.0))
+    history = agent.learn(3)
+    assert not any(history.column("certified")) and history.violations == 0
+    assert all(episode.worst_margin < 0 for episode in history[1:])
+    assert not any(parameter.any() for parameter in agent.policy.parameters())
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_refusals_leave_adversaries_to_plan_against(world: TaxiMDP, tiny: Config, kept: int) -> None:
+    """The last worst cases are kept, no more than asked for, each of them in the confidence set."""
+    agent = SafeM3UCRL(world, replace(tiny, beta=1000.0, adversaries=kept))
+    agent.learn(5)
+    adversaries = agent._improvement.adversaries
+    assert min(kept, 1) <= len(adversaries) <= kept and adversaries.shape[1] == 3
+    assert (adversaries.norm(dim=-1) <= 1000.0 * (1 + 1e-5)).all()
+
+
+def test_a_planner_that_diverges_is_reported(world: TaxiMDP, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A NaN objective stops the run with advice; the policy in use, the model and the history are as before."""
+    agent = SafeM3UCRL(world, tiny)
+    agent.learn(2)
+    policy = [parameter.detach().clone() for parameter in agent.policy.parameters()]
+    model = {name: value.clone() for name, value in agent.model.state().items()}
+    history = list(agent.history)
+    with monkeypatch.context() as patch:
+        planned(patch, torch.tensor(math.nan), objective=math.nan)
+        with pytest.raises(FloatingPointError, match=r"objective is nan.*learning_rate.*barrier.width"):
+            agent.learn(1)
+    assert all(torch.equal(a, b) for a, b in zip(agent.policy.parameters(), policy, strict=True))
+    assert all(torch.equal(value, model[name]) for name, value in agent.model.state().items())
+    assert list(agent.history) == history
+    agent.learn(1)
+
+
+def test_a_plan_that_is_not_a_number_is_not_executed(
+    make_world: Callable[..., TaxiMDP], tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy of NaNs whose objective was still finite is neither executed nor counted as certified."""
+    agent = SafeM3UCRL(make_world(), tiny)
+    agent.learn(1)
+    planned(monkeypatch, torch.tensor(math.nan), objective=-1.0)
+    episode = agent.learn(1)[-1]
+    assert not episode.certified and agent._improvement.certificates == 0
+    assert not any(parameter.any() for parameter in agent.policy.parameters())
