@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable
@@ -157,10 +158,12 @@ class SafeM3UCRL:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         checkpoint.write_run_files(target, self.mdp, self.config, self.seed)
+        draft = self._improvement.draft.state_dict() if self._improvement.draft is not None else {}
         tensors = {
             "generator": self._generator.get_state(),
             "adversaries": self._improvement.adversaries,
             **{f"policy.{name}": value for name, value in self._policy.state_dict().items()},
+            **{f"draft.{name}": value for name, value in draft.items()},
             **{f"model.{name}": value for name, value in self.model.state().items()},
             **{f"transitions.{name}": value for name, value in self._transitions._asdict().items()},
         }
@@ -201,6 +204,9 @@ class SafeM3UCRL:
 
         try:
             agent._policy.load_state_dict(part("policy."))
+            if part("draft."):
+                agent._improvement.draft = copy.deepcopy(agent._policy)
+                agent._improvement.draft.load_state_dict(part("draft."))
             agent.model.load_state(part("model."))
             agent._transitions = Transitions(**part("transitions."))
             agent._improvement.adversaries = tensors["adversaries"]

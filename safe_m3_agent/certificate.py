@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
@@ -47,11 +48,11 @@ class Certificate(NamedTuple):
 class Certifier:
     """Searches the confidence set for the motion that brings a fixed policy closest to a violation.
 
-    The confidence set is the ball ``|z| <= beta`` of :meth:`HallucinatedMDP.plausible`, which holds the ensemble's members in
-    all directions and scales their disagreement to ``beta`` standard deviations. Where the margin is linear in the motion the
-    least margin over it is the mean less ``beta`` standard deviations of the margin itself. If the set holds the true motion
-    (arXiv 2306.17052, Assumption 4) and the search finds the minimum, a certified policy is safe. The search is local, so a
-    certificate is strong evidence, not a proof.
+    The confidence set is a ball of :meth:`HallucinatedMDP.plausible`, which spans what the ensemble's members disagree about.
+    Where the margin is linear in the motion, the least margin over a ball of radius ``r`` is the mean less ``r`` standard
+    deviations of the margin itself, as the members give it; the radius is :func:`confidence_radius`. If the set holds the true
+    motion (arXiv 2306.17052, Assumption 4) and the search finds the minimum, a certified policy is safe. The search is local:
+    a certificate is strong evidence, not a proof.
 
     Args:
         config: How hard to look.
@@ -69,7 +70,8 @@ class Certifier:
             known: Adversaries found before, ``[A, E]``, the last ones last.
             generator: Source of the random starts.
         """
-        z = self._starts(mdp, known, generator)
+        radius = confidence_radius(mdp.beta, mdp.model.members)
+        z = self._starts(mdp, known, radius, generator)
         if mdp.model.exact:
             with torch.no_grad():
                 return Certificate(float(mdp.rollout(HallucinatedField(policy)).worst_margin), z[0])
@@ -90,14 +92,30 @@ class Certifier:
             aim = torch.where(odd, trajectory.margins.flatten(1).mean(1), worst)
             (slope,) = torch.autograd.grad(aim.sum(), z)
             # The margin is nearly linear over the ball, so each step goes to where its linearisation is least: on the sphere.
-            z = -mdp.beta * torch.nn.functional.normalize(slope, dim=-1)
+            z = -radius * torch.nn.functional.normalize(slope, dim=-1)
         found = best_margin.argmin()
         return Certificate(float(best_margin[found]), best[found].detach())
 
-    def _starts(self, mdp: HallucinatedMDP, known: Tensor, generator: torch.Generator) -> Tensor:
+    def _starts(self, mdp: HallucinatedMDP, known: Tensor, radius: float, generator: torch.Generator) -> Tensor:
         random = torch.randn(
             self.config.restarts - 1, mdp.model.members, generator=generator, dtype=known.dtype, device=known.device
         )
-        sphere = mdp.beta * torch.nn.functional.normalize(torch.cat([random, known]), dim=-1)
+        sphere = radius * torch.nn.functional.normalize(torch.cat([random, known]), dim=-1)
         nominal = known.new_zeros(1, mdp.model.members)
         return torch.cat([nominal, sphere[-(self.config.restarts - 1) :]])
+
+
+def confidence_radius(beta: float, members: int) -> float:
+    """Radius of the ball of plausible motions that is as rarely left as ``beta`` standard deviations of a Gaussian.
+
+    The standard deviation of a margin is itself estimated, from ``E`` members: it may well come out too small, and a planner
+    that looks for policies with a certificate finds those for which it did. The quantile is therefore Student's with ``E - 1``
+    degrees of freedom: 4.1 in place of 3 for ten members.
+
+    Args:
+        beta: Half-width of the confidence set in standard deviations, at least 0.
+        members: Members of the ensemble, ``E``; the radius is 0 for a single, exact one.
+    """
+    if members < 2:
+        return 0.0
+    return float(stats.t.isf(stats.norm.sf(beta), members - 1))

@@ -26,7 +26,8 @@ class Config:
         model: ``"ensemble"`` learns the motion; ``"known"`` is given it (Remark 1 of the paper).
         constrained: ``False`` is M3-UCRL: no barrier and no certificate; margins are still recorded.
         optimistic: Choose the hallucinated control together with the policy (Eq. 8a); ``False`` plans on the model's mean.
-        beta: Half-width of the confidence set in epistemic standard deviations, at least 0.
+        beta: Half-width of the confidence set in epistemic standard deviations, at least 0; the certificate widens it for the
+            size of the ensemble, see :func:`~safe_m3_agent.certificate.confidence_radius`.
         representative_agents: Representative taxis per episode, at least 1.
         exploration: What representative taxis do: ``"free"``: where the model is least sure of among some random actions (they
             carry no mass, so the fleet stays as safe as it is); ``"policy"``: what the fleet does, as in the paper.

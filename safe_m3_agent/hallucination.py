@@ -76,9 +76,9 @@ class HallucinatedMDP(MeanFieldMDP):
     def plausible(self, z: Tensor) -> HallucinatedMDP:
         """The world in which the motion is another one of the confidence set, the same function at every place and step.
 
-        ``m(x) + sum_e z_e (f_e(x) - m(x)) / sqrt(E - 1)`` with ``|z| <= beta`` stays within ``beta`` epistemic standard
-        deviations of the mean everywhere (Cauchy-Schwarz), and it errs at different places as the ensemble does, together. The
-        least of a functional that is linear in the motion, over all such ``z``, is its mean less ``beta`` of its standard
+        ``m(x) + sum_e z_e (f_e(x) - m(x)) / sqrt(E - 1)`` with ``|z| <= r`` stays within ``r`` epistemic standard deviations of
+        the mean everywhere (Cauchy-Schwarz), and it errs at different places as the ensemble does, together. The
+        least of a functional that is linear in the motion, over all such ``z``, is its mean less ``r`` of its standard
         deviations.
 
         Args:

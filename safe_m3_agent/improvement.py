@@ -43,6 +43,8 @@ class SafeImprovement:
         self.adversaries = adversaries
         #: Certified plans so far; they, not the clock, lower the barrier's weight.
         self.certificates = 0
+        #: The last plan that was refused: a start for the next one, where it is nearer to a certificate than the policy in use.
+        self.draft: Policy | None = None
         self._planner = BPTTPlanner(config.bptt, config.barrier.width)
         self._certifier = Certifier(config.certificate)
 
@@ -63,7 +65,8 @@ class SafeImprovement:
         if not informed and not learned.model.exact:
             return Decision(policy, False, math.nan, math.nan, weight)
         optimistic = config.optimistic and not learned.model.exact
-        plan = self._planner.plan(learned, policy, weight=weight, adversaries=self.adversaries, optimistic=optimistic)
+        start = self._start(learned, policy) if config.constrained else policy
+        plan = self._planner.plan(learned, start, weight=weight, adversaries=self.adversaries, optimistic=optimistic)
         if not math.isfinite(plan.objective):
             raise FloatingPointError(
                 f"the planner's objective is {plan.objective}. The policy in use and all that was learned are intact; a "
@@ -73,11 +76,19 @@ class SafeImprovement:
             return Decision(plan.policy, False, plan.objective, math.nan, weight)
         candidate, certificate = self._certified_step(learned, policy, plan.policy, generator)
         if candidate is None:
+            self.draft = plan.policy
             return Decision(policy, False, plan.objective, certificate.margin, weight)
+        self.draft = None
         # A certified plan lowers the barrier even where it is not executed: this weight's optimum has been reached.
         self.certificates += 1
         better = _predicted_return(learned, candidate) >= _predicted_return(learned, policy)
         return Decision(candidate if better else policy, better, plan.objective, certificate.margin, weight)
+
+    def _start(self, learned: HallucinatedMDP, policy: Policy) -> Policy:
+        """Where to plan from; a better model sees that a draft led astray by an early one is worse, and drops it."""
+        if self.draft is not None and self._known_worst(learned, self.draft) > self._known_worst(learned, policy):
+            return self.draft
+        return policy
 
     def _certified_step(
         self, learned: HallucinatedMDP, start: Policy, goal: Policy, generator: torch.Generator

@@ -32,10 +32,16 @@ def parameters(agent: SafeM3UCRL) -> list[torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def safe(town: TaxiMDP) -> SafeM3UCRL:
+def midway(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run below is saved after its fifth episode."""
+    return tmp_path_factory.mktemp("midway")
+
+
+@pytest.fixture(scope="module")
+def safe(town: TaxiMDP, midway: Path) -> SafeM3UCRL:
     """The motion unknown, six episodes."""
     agent = SafeM3UCRL(town, QUICK, seed=0)
-    agent.learn(6)
+    agent.learn(6, callback=lambda agent, episode: agent.save(midway) if episode.episode == 4 else None)
     return agent
 
 
@@ -140,13 +146,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         assert SafeM3UCRL(world, config, seed=8).learn(4) != whole.history
 
 
-def test_resumed_after_certificates(town: TaxiMDP, safe: SafeM3UCRL, tmp_path: Path) -> None:
+def test_resumed_after_certificates(safe: SafeM3UCRL, midway: Path) -> None:
     """The barrier's weight and the adversaries found so far are part of what is resumed."""
-    first = SafeM3UCRL(town, QUICK, seed=0)
-    first.learn(4)
-    assert first._improvement.certificates > 0 and len(first._improvement.adversaries) > 0
-    resumed = SafeM3UCRL.load(first.save(tmp_path))
-    assert resumed.learn(2) == safe.history
+    resumed = SafeM3UCRL.load(midway)
+    assert len(resumed.history) == 5
+    assert resumed._improvement.certificates > 0
+    assert len(resumed._improvement.adversaries) > 0
+    assert resumed.learn(1) == safe.history
+    assert all(torch.equal(a, b) for a, b in zip(parameters(resumed), parameters(safe), strict=True))
 
 
 def test_global_seeds_are_left_alone(world: TaxiMDP, tiny: Config) -> None:

@@ -147,6 +147,17 @@ def test_margins_are_tightened_and_adversaries_heeded(learned: HallucinatedMDP) 
     assert float(hostile.worst_margin.min()) < float(nominal.worst_margin)
 
 
+def test_doubt_tightens_the_plan(learned: HallucinatedMDP, make_world: Callable[..., TaxiMDP]) -> None:
+    """With a Lipschitz constant so large that the model's doubt uses up every margin, no iterate is feasible."""
+    planner, start = BPTTPlanner(BPTTConfig(epochs=3), 0.01), FieldPolicy(learned.grid)
+    feasible = []
+    for lipschitz in (0.0, 100.0):
+        world = make_world(horizon=4, constraints=[EntropyFloor(0.9, lipschitz=lipschitz)])
+        mdp = HallucinatedMDP(world, learned.model, learned.beta)
+        feasible.append(planner.plan(mdp, start, weight=0.1, adversaries=torch.zeros(0, 4), optimistic=False).feasible)
+    assert feasible == [True, False]
+
+
 def test_optimism_expects_more(learned: HallucinatedMDP) -> None:
     """Choosing the hallucinated control together with the policy raises the planned objective."""
     planner = BPTTPlanner(BPTTConfig(epochs=30, learning_rate=0.01), 0.01)

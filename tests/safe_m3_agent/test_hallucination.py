@@ -92,6 +92,21 @@ def test_is_a_mean_field_mdp(learned: HallucinatedMDP, world: TaxiMDP) -> None:
     assert learned.rollout(Field(both)).margins.shape == (4, world.horizon, 1)
 
 
+def test_the_reward_does_not_see_eta(make_world: Callable[..., TaxiMDP], model: ProbabilisticEnsemble) -> None:
+    """A world whose reward depends on the actions is rewarded for the policy's, not for the hallucinated control."""
+
+    class Costly(TaxiMDP):
+        def reward(self, mu: Tensor, actions: Tensor, next_mu: Tensor, t: int = 0) -> Tensor:
+            return super().reward(mu, actions, next_mu, t) - (mu * actions.square().sum(-1)).sum(-1)
+
+    plain = make_world()
+    world = Costly(plain.scenario, horizon=3, noise_std=0.1, constraints=plain.constraints)
+    learned = HallucinatedMDP(world, model, BETA)
+    mu, actions = scene(world)
+    both = torch.cat([actions, torch.ones_like(actions)], -1)
+    assert torch.equal(learned.reward(mu, both, mu, 1), world.reward(mu, actions, mu, 1))
+
+
 def test_mass_is_conserved(learned: HallucinatedMDP, world: TaxiMDP) -> None:
     """However wild the hallucination, the fleet stays whole."""
     mu, actions = scene(world, 4)
