@@ -14,8 +14,8 @@ demo: $(VENV)/.agent  ## Learn on the built-in city, then show the policy on 10,
 	$(BIN)/safe-m3 train --scenario shenzhen --episodes 60 --out $(RUN) --resume
 	$(BIN)/safe-m3 fleet $(RUN) --taxis 10000
 
-test: $(VENV)/.dev  ## All tests, doctests included
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+test: $(VENV)/.dev  ## All tests, doctests included, in JOBS processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope # one thread per process: more would fight for the cores
 
 check: $(VENV)/.dev  ## Static checks: style, types, import contracts
 	$(BIN)/ruff check .

@@ -62,7 +62,7 @@ def main(cells: int = 25, threads: int = 2, epochs: int = 20, repeats: int = 5) 
         name = "field of actions" if kind == "field" else "network 2 x 256"
         _report(f"{name}, {model} dynamics, {adversaries} adversaries", plan, repeats, epochs)
     agent = SafeM3UCRL(world)
-    learned = HallucinatedMDP(world, agent.model, 3.0)
+    learned = HallucinatedMDP(world, agent.model, agent.config.beta)
     certifier, none = Certifier(agent.config.certificate), torch.zeros(0, agent.model.members)
     generator = torch.Generator().manual_seed(0)
     _report("one certificate", lambda: certifier.certify(learned, agent.policy, none, generator), repeats, 1)

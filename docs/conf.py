@@ -1,6 +1,7 @@
 """Documentation: Markdown pages, the reference from docstrings, one page per environment from its class docstring."""
 
 import inspect
+import re
 from pathlib import Path
 
 import gymnasium as gym
@@ -31,6 +32,8 @@ def write_environment_pages(app: Sphinx) -> None:
     for spec in gym.registry.values():
         if isinstance(spec.entry_point, str) and spec.entry_point.startswith("mf_taxi_env."):
             text = inspect.getdoc(gym.envs.registration.load_env_creator(spec.entry_point)) or ""
+            # A doctest inside Markdown has to be fenced, or its prompts become quotes.
+            text = re.sub(r"(?m)((?:^(?:>>>|\.\.\.) .*\n)(?:^\S.*\n)*)", r"```python\n\1```\n", text)
             (folder / f"{spec.id}.md").write_text(f"# {spec.id}\n\n{text}\n")
 
 

@@ -47,6 +47,11 @@ class Bound:
     gap: float
     barrier: float
 
+    @property
+    def upper(self) -> float:
+        """What no policy exceeds, proven: ``reward + T * gap``, in nats."""
+        return self.reward + len(self.mu) * self.gap
+
 
 def certified_bound(mdp: TaxiMDP, barrier: float = 0.0) -> Bound:
     """Bound the return of every policy by a convex program per step.
@@ -99,11 +104,12 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
     mu = torch.as_tensor(distributions, device=mdp.device).double()
     if mu.shape != (mdp.horizon, mdp.grid.size):
         raise ValueError(f"distributions must have shape {(mdp.horizon, mdp.grid.size)} (mu_1 .. mu_T), got {tuple(mu.shape)}")
-    # Written so that NaN margins void the score as well.
-    if not bool((mdp.margins(mu) >= -MARGIN_TOLERANCE).all()):
+    if bool(mu.isnan().any()):
         return math.nan
     if not bool(((mu.sum(-1) - 1).abs() <= 1e-3).all() and (mu >= 0).all()):
         raise ValueError("distributions must be non-negative and sum to one in every row")
+    if not bool((mdp.margins(mu) >= -MARGIN_TOLERANCE).all()):
+        return math.nan
     bound = certified_bound(mdp)
     with torch.no_grad():
         stay = demand_match(mdp.rollout(_StayField(mdp)).mu[1:].double(), mdp)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from mf_taxi_env.atomic import replacing
 from mf_taxi_env.scenarios.city import box_km
 from mf_taxi_env.scenarios.scenario import Box, validated_box
 
@@ -186,12 +186,8 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix.lower() not in FORMATS:
         raise ValueError(f"path must end in one of {', '.join(FORMATS)}, got {os.fspath(path)!r}")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
+    with replacing(target) as temporary:
         figure.savefig(temporary, format=target.suffix[1:].lower(), dpi=150)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mf_taxi_env import TaxiMDP, score
+from mf_taxi_env import FreeMotion, TaxiMDP, score
 from safe_m3_agent import checkpoint
 from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
@@ -46,8 +48,9 @@ class SafeM3UCRL:
         ValueError: If the devices differ.
 
     Example:
-        >>> from mf_taxi_env import TaxiMDP, load_scenario
-        >>> agent = SafeM3UCRL(TaxiMDP(load_scenario("shenzhen", cells=5)), seed=1)
+        >>> from mf_taxi_env import EntropyFloor, TaxiMDP, load_scenario
+        >>> world = TaxiMDP(load_scenario("shenzhen", cells=5), constraints=[EntropyFloor(0.9)])
+        >>> agent = SafeM3UCRL(world, seed=1)
         >>> history = agent.learn(episodes=2)
         >>> len(history), history.violations
         (2, 0)
@@ -67,6 +70,8 @@ class SafeM3UCRL:
         self.model = self._make_model()
         self._improvement = SafeImprovement(config, mdp.initial().new_zeros(0, self.model.members))
         self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
+        if config.constrained:
+            self._warn_of_unsafe_start()
 
     # -- use --------------------------------------------------------------------------------------------------------------
 
@@ -86,8 +91,8 @@ class SafeM3UCRL:
         """Action for ``MFTaxi-v0`` with ``parameterization="cells"``, in the manner of Stable-Baselines3.
 
         Args:
-            observation: Distributions ``[..., K]``, or ``[..., K + 1]`` with the time ``t / T`` appended (``observe_time``),
-                which a policy that differs from step to step needs.
+            observation: Distributions ``[..., K]`` as masses or densities, or ``[..., K + 1]`` with the time ``t / T`` appended
+                (``observe_time``), which a policy that differs from step to step needs.
             state: Ignored; the policy has no memory.
             episode_start: Ignored.
             deterministic: The policy is deterministic either way.
@@ -104,7 +109,12 @@ class SafeM3UCRL:
             raise ValueError(f"observation must have length {size} (or {size + 1} with time), got {seen.shape[-1]}")
         if seen.shape[-1] == size and self.config.policy.per_step:
             raise ValueError("this policy differs from step to step: make the env with observe_time=True")
-        mu, steps = seen[..., :size], torch.zeros(seen.shape[:-1], dtype=torch.long, device=seen.device)
+        mu = seen[..., :size]
+        total = mu.sum(-1, keepdim=True)
+        density = (total - size).abs() <= 1e-3 * size
+        if not bool((density | ((total - 1).abs() <= 1e-3)).all()):
+            raise ValueError(f"observation must hold masses that sum to 1, or densities that sum to {size}")
+        mu, steps = torch.where(density, mu / size, mu), torch.zeros(seen.shape[:-1], dtype=torch.long, device=seen.device)
         if seen.shape[-1] == size + 1:
             steps = (seen[..., -1] * self.mdp.horizon).round().long().clamp(0, self.mdp.horizon - 1)
         fields = torch.zeros(*mu.shape, self.mdp.action_dim, dtype=seen.dtype, device=seen.device)
@@ -127,22 +137,17 @@ class SafeM3UCRL:
         """
         if episodes < 1:
             raise ValueError(f"episodes must be at least 1, got {episodes}")
-        bar = _progress_bar(episodes) if progress_bar else None
-        for _ in range(episodes):
-            episode = self._episode()
-            self.history.append(episode)
-            if callback is not None:
-                callback(self, episode)
-            if bar is not None:
-                shown = {
-                    "reward": f"{episode.reward:.2f}",
-                    "worst margin": f"{episode.min_margin:.3f}",
-                    "score": f"{episode.score:.3f}",
-                }
-                bar.set_postfix(shown, refresh=False)
+        with _progress_bar(episodes, shown=progress_bar) as bar:
+            for _ in range(episodes):
+                episode = self._episode()
+                self.history.append(episode)
+                if callback is not None:
+                    callback(self, episode)
+                bar.set_postfix_str(
+                    f"reward={episode.reward:.2f}, worst margin={episode.min_margin:.3f}, score={episode.score:.3f}",
+                    refresh=False,
+                )
                 bar.update()
-        if bar is not None:
-            bar.close()
         return self.history
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -167,7 +172,11 @@ class SafeM3UCRL:
             **{f"model.{name}": value for name, value in self.model.state().items()},
             **{f"transitions.{name}": value for name, value in self._transitions._asdict().items()},
         }
-        facts = {"certificates": self._improvement.certificates, "history": self.history.records()}
+        facts = {
+            "device": self.mdp.device.type,
+            "certificates": self._improvement.certificates,
+            "history": self.history.records(),
+        }
         checkpoint.save_checkpoint(target / checkpoint.CHECKPOINT_FILE, tensors, facts)
         return target
 
@@ -177,13 +186,13 @@ class SafeM3UCRL:
         Raises:
             ValueError: If it has others.
         """
-        checkpoint.write_run_files(Path(folder), self.mdp, self.config, self.seed)
+        checkpoint.check_run_files(Path(folder), self.mdp, self.config, self.seed)
 
     @classmethod
     def load(
         cls, folder: str | os.PathLike[str], *, mdp: TaxiMDP | None = None, device: torch.device | str = "cpu"
     ) -> SafeM3UCRL:
-        """The agent that was saved; ``learn`` goes on as if it had never stopped.
+        """The agent that was saved; ``learn`` goes on as if it had never stopped, bit for bit on a device of the same type.
 
         Args:
             folder: Where it was saved.
@@ -210,7 +219,7 @@ class SafeM3UCRL:
             agent.model.load_state(part("model."))
             agent._transitions = Transitions(**part("transitions."))
             agent._improvement.adversaries = tensors["adversaries"]
-            agent._generator.set_state(tensors["generator"].cpu())
+            agent._restore_generator(tensors["generator"].cpu(), facts["device"])
             agent._improvement.certificates = int(facts["certificates"])
             agent.history = History.from_records(facts["history"])
         except (KeyError, TypeError, RuntimeError) as error:
@@ -238,7 +247,7 @@ class SafeM3UCRL:
             reward=float(executed.returns),
             min_margin=float(executed.worst_margin),
             violations=int(executed.violations),
-            score=score(executed.mu[1:], self.mdp),
+            score=self._score(executed.mu[1:]),
             certified=decision.taken,
             worst_margin=decision.worst_margin,
             epistemic=float(epistemic),
@@ -246,6 +255,29 @@ class SafeM3UCRL:
             barrier_weight=decision.weight,
             seconds=time.perf_counter() - start,
         )
+
+    def _score(self, distributions: Tensor) -> float:
+        try:
+            return score(distributions, self.mdp)
+        except TypeError:  # a constraint of the user's own that is not convex: nothing is certified to be possible
+            return math.nan
+
+    def _restore_generator(self, state: Tensor, device: str) -> None:
+        if device == self.mdp.device.type:
+            self._generator.set_state(state)
+        else:  # a generator's state means nothing on a device of another type
+            self._generator.manual_seed(self.seed + len(self.history))
+
+    def _warn_of_unsafe_start(self) -> None:
+        """Staying put is free of the unknown motion: whether it is safe can be said before anything is learned."""
+        with torch.no_grad():
+            margin = float(self.mdp.with_motion(FreeMotion()).rollout(self._policy).worst_margin)
+        if margin < 0:
+            warnings.warn(
+                f"staying put, the first policy in use, violates a constraint (margin {margin:.4f}): episodes are unsafe until "
+                "a policy is certified. Loosen the constraint, or start where the fleet is safe",
+                stacklevel=3,
+            )
 
     def _make_model(self) -> DynamicsModel:
         noise_std = self.mdp.noise.std
@@ -256,7 +288,7 @@ class SafeM3UCRL:
         )
 
 
-def _progress_bar(total: int) -> Any:
+def _progress_bar(total: int, *, shown: bool) -> Any:
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, unit="episode")
+    return tqdm(total=total, unit="episode", disable=not shown)

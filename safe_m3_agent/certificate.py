@@ -13,6 +13,9 @@ from torch import Tensor
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
 from safe_m3_agent.policy import Policy
 
+#: Radius beyond which a ball of plausible motions is as good as all motions; Student's quantile overflows for a large beta.
+LARGEST_RADIUS = 1e4
+
 
 @dataclass(frozen=True)
 class CertificateConfig:
@@ -72,7 +75,7 @@ class Certifier:
         """
         radius = confidence_radius(mdp.beta, mdp.model.members)
         z = self._starts(mdp, known, radius, generator)
-        if mdp.model.exact:
+        if mdp.model.exact or not mdp.constraints:
             with torch.no_grad():
                 return Certificate(float(mdp.rollout(HallucinatedField(policy)).worst_margin), z[0])
         best_margin = torch.full(z.shape[:1], math.inf, dtype=z.dtype, device=z.device)
@@ -80,7 +83,8 @@ class Certifier:
         for step in range(self.config.steps + 1):
             z = z.detach().requires_grad_()
             trajectory = mdp.plausible(z).rollout(HallucinatedField(policy))
-            worst = trajectory.worst_margin
+            # A motion or policy that leads to no number is as bad as can be.
+            worst = trajectory.worst_margin.nan_to_num(nan=-math.inf)
             with torch.no_grad():
                 lower = worst < best_margin
                 best_margin = torch.where(lower, worst, best_margin)
@@ -118,4 +122,4 @@ def confidence_radius(beta: float, members: int) -> float:
     """
     if members < 2:
         return 0.0
-    return float(stats.t.isf(stats.norm.sf(beta), members - 1))
+    return min(float(stats.t.isf(stats.norm.sf(beta), members - 1)), LARGEST_RADIUS)

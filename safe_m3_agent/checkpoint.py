@@ -7,8 +7,8 @@ A saved agent is a folder of three files: ``run.json`` (settings of agent and wo
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import os
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mf_taxi_env import CongestedMotion, EntropyFloor, FreeMotion, Scenario, TaxiMDP
+from mf_taxi_env.atomic import replacing
 from mf_taxi_env.safety import Constraint
 from safe_m3_agent.config import Config
 
@@ -32,16 +33,6 @@ _CONSTRAINTS: dict[str, type[Constraint]] = {"EntropyFloor": EntropyFloor}
 D = TypeVar("D")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write tensors and JSON-able facts to one file, whole or not at all.
 
@@ -49,14 +40,11 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
         OSError: If the file cannot be written; an older checkpoint is then intact.
     """
     metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "facts": json.dumps(facts)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -81,26 +69,29 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Tensor]
 
 
 def write_run_files(folder: Path, mdp: TaxiMDP, config: Config, seed: int) -> None:
-    """Write the files that stay the same during a run.
+    """Write the files that stay the same during a run, or make sure that they are those of this run.
 
     Raises:
         ValueError: If the folder holds a run with other settings.
     """
-    run = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "seed": seed,
-        "config": dataclasses.asdict(config),
-        "world": _world_facts(mdp),
-    }
-    text = json.dumps(run, indent=2) + "\n"
-    target = folder / RUN_FILE
-    if target.exists():
-        if json.loads(target.read_text()) != json.loads(text):
-            raise ValueError(f"{folder} holds another run ({RUN_FILE} differs); choose an empty folder")
+    if (folder / RUN_FILE).exists():
+        check_run_files(folder, mdp, config, seed)
         return
     mdp.scenario.save(folder / SCENARIO_FILE)
-    write_atomically(target, text)
+    with replacing(folder / RUN_FILE) as temporary:
+        temporary.write_text(json.dumps(_run_facts(mdp, config, seed), indent=2) + "\n")
+
+
+def check_run_files(folder: Path, mdp: TaxiMDP, config: Config, seed: int) -> None:
+    """Make sure that a folder's run has this world, these settings and this seed.
+
+    Raises:
+        ValueError: If it has others.
+    """
+    theirs, ours = _read_json(folder / RUN_FILE), json.loads(json.dumps(_run_facts(mdp, config, seed)))
+    if theirs != ours:
+        differ = [key for key in ours if theirs.get(key) != ours[key]]
+        raise ValueError(f"{folder} holds another run: {', '.join(differ)} in {RUN_FILE} differ; choose an empty folder")
 
 
 def read_run_files(folder: Path, mdp: TaxiMDP | None, device: torch.device | str) -> tuple[TaxiMDP, Config, int]:
@@ -113,21 +104,45 @@ def read_run_files(folder: Path, mdp: TaxiMDP | None, device: torch.device | str
 
     Raises:
         FileNotFoundError: If there is no run.
-        ValueError: If the files are not readable, or the world has to be handed in.
+        ValueError: If the files are not readable, the world has to be handed in, or the one handed in is another.
     """
     path = folder / RUN_FILE
     if not path.is_file():
         raise FileNotFoundError(f"no run at {folder}: it has no {RUN_FILE}")
+    run = _read_json(path)
     try:
-        run = json.loads(path.read_text())
         if run["format"] != FORMAT or run["version"] != FORMAT_VERSION:
             raise ValueError(f"{path} has format {run['format']!r} version {run['version']!r}")
-        config, seed = from_dict(Config, run["config"]), int(run["seed"])
+        config, seed, world = from_dict(Config, run["config"]), int(run["seed"]), run["world"]
         if mdp is None:
-            mdp = _rebuilt_world(run["world"], Scenario.load(folder / SCENARIO_FILE), device)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+            mdp = _rebuilt_world(world, Scenario.load(folder / SCENARIO_FILE), device)
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a readable run file: {error!r}") from error
+    facts = _world_facts(mdp)
+    differ = [key for key in facts if facts[key] != world.get(key)]
+    if differ:
+        raise ValueError(f"{folder} was run in another world: {', '.join(differ)} differ")
     return mdp, config, seed
+
+
+def _run_facts(mdp: TaxiMDP, config: Config, seed: int) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "seed": seed,
+        "config": dataclasses.asdict(config),
+        "world": _world_facts(mdp),
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text())
+    except ValueError as error:  # not JSON, or not even text
+        raise ValueError(f"{path} is not a readable run file: {error}") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} is not a readable run file: it holds no JSON object")
+    return facts
 
 
 def from_dict(kind: type[D], values: dict[str, Any]) -> D:
@@ -143,17 +158,20 @@ def from_dict(kind: type[D], values: dict[str, Any]) -> D:
 
 def _world_facts(mdp: TaxiMDP) -> dict[str, Any]:
     motion: dict[str, Any] = {"name": "custom"}
-    if isinstance(mdp.motion, FreeMotion):
+    if type(mdp.motion) is FreeMotion:
         motion = {"name": "free"}
-    elif isinstance(mdp.motion, CongestedMotion):
+    elif type(mdp.motion) is CongestedMotion:
         motion = {"name": "congested", "alpha": mdp.motion.alpha}
     constraints: list[dict[str, Any]] = []
     for constraint in mdp.constraints:
-        if isinstance(constraint, EntropyFloor):
+        if type(constraint) is EntropyFloor:
             constraints.append({"kind": "EntropyFloor", **dataclasses.asdict(constraint)})
         else:
             constraints.append({"kind": "custom"})
+    scenario = mdp.scenario
+    digest = hashlib.sha256(scenario.demand.tobytes() + scenario.trips.tobytes()).hexdigest()
     return {
+        "scenario": {"name": scenario.name, "box": list(scenario.box), "cells": scenario.cells, "sha256": digest},
         "horizon": mdp.horizon,
         "noise_std": mdp.noise.std,
         "reward_timing": mdp.reward_timing,

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from mf_taxi_env import EntropyFloor, FleetRollout, FleetSimulator, TaxiMDP, certified_bound, load_scenario, score
+from mf_taxi_env import EntropyFloor, FleetRollout, FleetSimulator, Scenario, TaxiMDP, certified_bound, load_scenario, score
+from mf_taxi_env.atomic import replacing
 from mf_taxi_env.fleet import Resolution
 from mf_taxi_env.information import entropy_fraction, kl_divergence
 
@@ -22,7 +23,7 @@ try:
     from mf_taxi_env.render import save_figure
     from safe_m3_agent import figures
     from safe_m3_agent.agent import SafeM3UCRL
-    from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE, write_atomically
+    from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE
     from safe_m3_agent.config import Config
     from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE, RunFolder
 except ImportError as missing:  # pragma: no cover - needs an environment without the extra
@@ -34,7 +35,7 @@ app = tyro.extras.SubcommandApp()
 @app.command
 def train(
     scenario: str = "shenzhen",
-    cells: int = 25,
+    cells: int | None = None,
     episodes: int = 60,
     out: Path = Path("runs/safe-m3"),
     seed: int = 0,
@@ -50,7 +51,7 @@ def train(
 
     Args:
         scenario: Name of a built-in scenario, or path of a .npz scenario made by `mf-taxi build`.
-        cells: Cells per axis, k.
+        cells: Cells per axis, k; default the file's own, or 25 for a built-in scenario.
         episodes: Episodes of the whole run.
         out: Folder of the run.
         seed: Seed of everything random.
@@ -62,7 +63,12 @@ def train(
         resume: Go on with the run in `out` where there is one.
         config: Settings of the agent.
     """
-    data = load_scenario(scenario, cells=cells)
+    if episodes < 1:
+        raise ValueError(f"--episodes must be at least 1, got {episodes}")
+    _check_device(device)
+    # A file keeps its own grid unless another one is asked for.
+    data = Scenario.load(scenario) if scenario.endswith(".npz") else load_scenario(scenario, cells=cells or 25)
+    data = data.resample(cells or data.cells)
     floor = data.entropy_floor if entropy_floor is None else entropy_floor
     world = TaxiMDP(
         data,
@@ -79,11 +85,12 @@ def train(
             raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another folder with --out")
         agent.check_folder(out)
         if (out / CHECKPOINT_FILE).exists():
-            agent = SafeM3UCRL.load(out, device=device)
+            agent = SafeM3UCRL.load(out, mdp=world)
+            agent.history.to_csv(out / HISTORY_FILE)  # a kill may have come between checkpoint and table
             print(f"Going on after episode {len(agent.history)} of the run in {out}")
     bound = certified_bound(world)
-    print(f"{data.name}, {cells} x {cells} cells, entropy of the fleet at least {floor:.0%} of its maximum")
-    print(f"No policy earns more than {bound.reward:.3f} nats in {horizon} steps (KL {bound.kl:.4f} per step) and is safe\n")
+    print(f"{data.name}, {data.cells} x {data.cells} cells, entropy of the fleet at least {floor:.0%} of its maximum")
+    print(f"No policy earns more than {bound.upper:.3f} nats in {horizon} steps (KL {bound.kl:.4f} per step) and is safe\n")
     remaining = episodes - len(agent.history)
     if remaining > 0:
         with RunFolder(out) as run:
@@ -104,7 +111,9 @@ def train(
         "first_certified_episode": certified[0] if certified else None,
         "seconds": sum(history.column("seconds")),
     }
-    write_atomically(out / "metrics.json", json.dumps(summary, indent=2) + "\n")
+    finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in summary.items()}
+    with replacing(out / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(finite, indent=2) + "\n")
     print(
         _table(
             ("score", f"{figures.finite(last.score)} of the possible (0 = staying put, 1 = certified bound)"),
@@ -127,6 +136,7 @@ def evaluate(run: tyro.conf.Positional[Path], device: str = "cpu") -> None:
         run: Folder of a run.
         device: torch device.
     """
+    _check_device(device)
     agent = SafeM3UCRL.load(run, device=device)
     world = agent.mdp
     with torch.no_grad():
@@ -163,6 +173,7 @@ def fleet(
     """
     if runs < 1:
         raise ValueError(f"runs must be at least 1, got {runs}")
+    _check_device(device)
     agent = SafeM3UCRL.load(run, device=device)
     world = agent.mdp
     with torch.no_grad():
@@ -171,7 +182,8 @@ def fleet(
     picture = run / FIGURES_FOLDER / f"fleet_{taxis}.png"
     picture.parent.mkdir(exist_ok=True)
     save_figure(figures.fleet_sheet(executed, rollouts[0], world), picture)
-    print(f"{taxis:,} taxis, {runs} episodes, resolution {resolution!r}\n")
+    print(f"{taxis:,} taxis, {runs} episodes, resolution {resolution!r}")
+    print(f"score of the policy in the mean field: {figures.finite(score(executed.mu[1:], world))} of the possible\n")
     print(_fleet_table(rollouts, executed.mu, world, taxis))
     print(f"\npicture  {picture}")
 
@@ -201,6 +213,13 @@ def _fleet_table(rollouts: Sequence[FleetRollout], mean_field: Tensor, world: Ta
         ("occupied", f"{float(occupied.mean()):.1%} of the taxis per step"),
         ("repositioning", f"{float(travelled):.2f} km per taxi and step"),
     )
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, depending on how it was built
+        raise ValueError(f"--device {name!r} is not usable here: {str(error).splitlines()[0]}") from error
 
 
 def _table(*rows: tuple[str, str]) -> str:

@@ -44,7 +44,7 @@ class Config:
     model: ModelName = "ensemble"
     constrained: bool = True
     optimistic: bool = True
-    beta: float = 3.0
+    beta: float = 3.5
     representative_agents: int = 1
     exploration: Exploration = "free"
     exploration_candidates: int = 16

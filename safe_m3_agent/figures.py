@@ -54,7 +54,8 @@ def learning_curve(history: History, mdp: TaxiMDP) -> Figure:
     top.set_title(f"{mdp.scenario.name}: {len(history)} episodes, {history.violations} with a violation", loc="left")
 
     # Only adversaries near the limit say something; early ones are far below and would flatten the rest.
-    top_of_view = 1.15 * max(float(np.nanmax(margin)), 1e-3)
+    known = margin[np.isfinite(margin)] if np.isfinite(margin).any() else np.zeros(1)  # infinite without constraints
+    top_of_view = 1.15 * max(float(known.max()), 1e-3)
     bottom.axhspan(-10 * top_of_view, 0.0, color=RED, alpha=0.12, linewidth=0)
     bottom.axhline(0.0, color=RED, linewidth=1.2)
     bottom.plot(episodes, margin, color=BLUE, linewidth=2, drawstyle="steps-post", label="executed, smallest over the episode")
@@ -62,7 +63,7 @@ def learning_curve(history: History, mdp: TaxiMDP) -> Figure:
     violated = np.array(history.column("violations")) > 0
     if violated.any():
         bottom.plot(episodes[violated], margin[violated], "x", color=RED, markersize=8, label="violation")
-    bottom.set_ylim(min(-0.4 * top_of_view, 1.1 * float(np.nanmin(margin))), top_of_view)
+    bottom.set_ylim(min(-0.4 * top_of_view, 1.1 * float(known.min())), top_of_view)
     bottom.annotate("unsafe", (0.99, 0.0), xytext=(0, -4), va="top", ha="right", color=RED, **edge)
     bottom.set_ylabel("safety margin\n(nats of entropy)")
     bottom.set_xlabel("episode")

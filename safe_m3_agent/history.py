@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, overload
 
+from mf_taxi_env.atomic import replacing
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -100,13 +102,8 @@ class History(Sequence[Episode]):
         writer = csv.DictWriter(text, [f.name for f in fields(Episode)])
         writer.writeheader()
         writer.writerows(asdict(episode) for episode in self._episodes)
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(Path(path)) as temporary:
             temporary.write_text(text.getvalue())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def from_records(cls, records: Sequence[dict[str, Any]]) -> History:

@@ -79,7 +79,7 @@ class SafeImprovement:
             self.draft = plan.policy
             return Decision(policy, False, plan.objective, certificate.margin, weight)
         self.draft = None
-        # A certified plan lowers the barrier even where it is not executed: this weight's optimum has been reached.
+        # A certified step lowers the barrier even where it is not executed: nothing better is to be had at this weight.
         self.certificates += 1
         better = _predicted_return(learned, candidate) >= _predicted_return(learned, policy)
         return Decision(candidate if better else policy, better, plan.objective, certificate.margin, weight)
@@ -101,7 +101,7 @@ class SafeImprovement:
             share /= 2
             # Adversaries that are known already refuse a hopeless candidate at the price of one rollout.
             known = self._known_worst(learned, candidate)
-            if known < 0:
+            if not known >= 0:  # NaN is refused as well
                 if math.isnan(certificate.margin):
                     certificate = certificate._replace(margin=known)
                 continue

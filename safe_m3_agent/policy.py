@@ -10,8 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mf_taxi_env.grid import Grid
-from mf_taxi_env.mdp import ParticleMDP
+from mf_taxi_env.mdp import MeanFieldMDP
 
 PolicyKind = Literal["field", "network"]
 
@@ -54,14 +53,15 @@ class FieldPolicy(Policy):
     """One learnable action per cell, and per step where asked: ``tanh`` of its parameter, zero (stay) at the start.
 
     Args:
-        grid: The grid of the lifted MDP.
+        mdp: The world; it gives grid, dtype and device.
         steps: Number of fields: 1, or the horizon for one per step.
     """
 
-    def __init__(self, grid: Grid, steps: int = 1) -> None:
+    def __init__(self, mdp: MeanFieldMDP, steps: int = 1) -> None:
         super().__init__()
-        self.grid = grid
-        self.logits = nn.Parameter(torch.zeros(steps, grid.size, grid.dimension))
+        self.grid = mdp.grid
+        shape = (steps, mdp.grid.size, mdp.grid.dimension)
+        self.logits = nn.Parameter(torch.zeros(shape, dtype=mdp.dtype, device=mdp.device))
 
     def field(self, mu: Tensor, t: int) -> Tensor:
         actions = self.raw(t).tanh()
@@ -82,28 +82,33 @@ class NetworkPolicy(Policy):
     instead of being repeated per taxi. The last layer starts at zero: a new policy stays put.
 
     Args:
-        grid: The grid of the lifted MDP.
+        mdp: The world; it gives grid, dtype and device.
         hidden: Hidden widths, at least one.
         generator: Source of the initial weights.
         steps: Number of residual fields: 1, or the horizon for one per step.
     """
 
-    def __init__(self, grid: Grid, hidden: tuple[int, ...], generator: torch.Generator, steps: int = 1) -> None:
+    def __init__(self, mdp: MeanFieldMDP, hidden: tuple[int, ...], generator: torch.Generator, steps: int = 1) -> None:
         super().__init__()
-        self.grid = grid
-        self.from_position = nn.Linear(grid.dimension, hidden[0])
-        self.from_mu = nn.Linear(grid.size, hidden[0], bias=False)
-        self.inner = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(hidden))
-        self.out = nn.Linear(hidden[-1], grid.dimension)
-        for layer in (self.from_position, self.from_mu, *self.inner):
-            assert isinstance(layer, nn.Linear)
-            nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-        self.residual = FieldPolicy(grid, steps)
-        self.register_buffer("centers", grid.centers(), persistent=False)
+        self.grid = mdp.grid
+
+        def layer(inputs: int, outputs: int, *, bias: bool = True, zero: bool = False) -> nn.Linear:
+            # skip_init: nn.Linear would draw from torch's global generator.
+            linear: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=mdp.device, dtype=mdp.dtype)
+            if zero:
+                nn.init.zeros_(linear.weight)
+            else:
+                nn.init.kaiming_uniform_(linear.weight, a=5**0.5, generator=generator)
+            if bias:
+                nn.init.zeros_(linear.bias)
+            return linear
+
+        self.from_position = layer(mdp.grid.dimension, hidden[0])
+        self.from_mu = layer(mdp.grid.size, hidden[0], bias=False)
+        self.inner = nn.ModuleList(layer(a, b) for a, b in pairwise(hidden))
+        self.out = layer(hidden[-1], mdp.grid.dimension, zero=True)
+        self.residual = FieldPolicy(mdp, steps)
+        self.register_buffer("centers", mdp.grid.centers(dtype=mdp.dtype, device=mdp.device), persistent=False)
 
     def field(self, mu: Tensor, t: int) -> Tensor:
         assert isinstance(self.centers, Tensor)
@@ -121,12 +126,9 @@ class NetworkPolicy(Policy):
         return out
 
 
-def make_policy(config: PolicyConfig, mdp: ParticleMDP, generator: torch.Generator) -> Policy:
+def make_policy(config: PolicyConfig, mdp: MeanFieldMDP, generator: torch.Generator) -> Policy:
     """A policy for a world, staying put."""
     steps = mdp.horizon if config.per_step else 1
-    policy: Policy
     if config.kind == "field":
-        policy = FieldPolicy(mdp.grid, steps)
-    else:
-        policy = NetworkPolicy(mdp.grid, config.hidden, generator, steps)
-    return policy.to(device=mdp.device, dtype=mdp.dtype)
+        return FieldPolicy(mdp, steps)
+    return NetworkPolicy(mdp, config.hidden, generator, steps)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from mf_taxi_env.safety import Constraint
+from mf_taxi_env.mdp import MeanFieldMDP
 
 
-def accumulated_tightening(uncertainty: Tensor, constraints: Sequence[Constraint]) -> Tensor:
+def lipschitz_constants(mdp: MeanFieldMDP) -> Tensor:
+    """``L_h`` of each constraint, ``[n_constraints]``."""
+    return torch.tensor([constraint.lipschitz for constraint in mdp.constraints], dtype=mdp.dtype, device=mdp.device)
+
+
+def accumulated_tightening(uncertainty: Tensor, lipschitz: Tensor) -> Tensor:
     """``L_h C_{n,t+1}`` with ``C_{n,t} = sum_{i<t} integral ||sigma(s, mu_i, pi)||_2 mu_i(ds)``.
 
     The form that the experiments of arXiv 2306.17052 (Section 5) use: the fleet's mean epistemic standard deviation, summed
@@ -18,12 +21,9 @@ def accumulated_tightening(uncertainty: Tensor, constraints: Sequence[Constraint
 
     Args:
         uncertainty: Fleet's mean epistemic standard deviation per step, ``[..., T]``.
-        constraints: Their Lipschitz constants ``L_h``.
+        lipschitz: ``L_h`` of each constraint, ``[n_constraints]``.
 
     Returns:
         ``[..., T, n_constraints]``: what to subtract from the margins of ``mu_1 .. mu_T``.
     """
-    lipschitz = torch.tensor(
-        [constraint.lipschitz for constraint in constraints], dtype=uncertainty.dtype, device=uncertainty.device
-    )
     return uncertainty.cumsum(-1).unsqueeze(-1) * lipschitz

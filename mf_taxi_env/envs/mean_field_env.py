@@ -51,8 +51,9 @@ class MFTaxiEnv(gym.Env[Array, Array]):
     | ``t / T``, with ``observe_time`` | 0 | 1 |
 
     ## Rewards
-    ``-KL(rho || mu)`` in nats, at most 0, with ``rho`` the demand. No policy earns more per step than
-    ``mf_taxi_env.certified_bound(env.unwrapped.mdp).per_step`` from a distribution that it causes and that is safe.
+    ``-KL(rho || mu)`` in nats, at most 0, with ``rho`` the demand. No policy earns more
+    per step than ``mf_taxi_env.certified_bound(env.unwrapped.mdp).per_step``, up to its certified gap, from a distribution that
+    it causes and that is safe.
 
     ## Cost
     ``info["cost"]`` is the worst violation ``max(0, -margin)`` of the new distribution in the constraint's unit. Every

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mf_taxi_env.atomic import replacing
+
 FORMAT = "mf-taxi-scenario"
 FORMAT_VERSION = 1
 
@@ -142,13 +144,8 @@ class Scenario:
             "entropy_floor": self.entropy_floor,
             "provenance": dict(self.provenance),
         }
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, header=np.array(json.dumps(header)), demand=self.demand, trips=self.trips)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(target) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, header=np.array(json.dumps(header)), demand=self.demand, trips=self.trips)
         return target
 
     @classmethod

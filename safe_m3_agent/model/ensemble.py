@@ -57,8 +57,8 @@ class EnsembleConfig:
             raise ValueError(f"validation must lie in [0, 1), got {self.validation}")
         if self.rounds < 0 or self.steps < 0 or self.batch_size < 1:
             raise ValueError("rounds and steps must be at least 0 and batch_size at least 1")
-        if min(self.learning_rate, self.linear_scale, self.residual_scale) <= 0:
-            raise ValueError("learning_rate, linear_scale and residual_scale must be positive")
+        if not all(0 < x < math.inf for x in (self.learning_rate, self.linear_scale, self.residual_scale)):
+            raise ValueError("learning_rate, linear_scale and residual_scale must be positive and finite")
 
 
 class ProbabilisticEnsemble(DynamicsModel):
@@ -188,7 +188,8 @@ class ProbabilisticEnsemble(DynamicsModel):
             self._descend(positions, inputs, targets, generator)
             self._solve_head(positions, inputs, targets)
             loss = self._held_out_loss(positions, inputs, targets)
-            better = loss < best_loss
+            # A member that holds nothing out cannot tell: it descends only where no member is meant to.
+            better = (loss < best_loss) | (self.config.validation == 0)
             best_loss = torch.where(better, loss, best_loss)
             choose = better[:, None, None]
             best = {name: torch.where(choose, value, best[name]) for name, value in self._parameters.items()}

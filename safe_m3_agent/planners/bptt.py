@@ -14,7 +14,7 @@ from mf_taxi_env.mdp import Trajectory
 from safe_m3_agent.barrier import relaxed_log_barrier
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
 from safe_m3_agent.policy import Policy
-from safe_m3_agent.tightening import accumulated_tightening
+from safe_m3_agent.tightening import accumulated_tightening, lipschitz_constants
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class BPTTConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {self.epochs}")
-        if min(self.learning_rate, self.gradient_clip) <= 0:
-            raise ValueError("learning_rate and gradient_clip must be positive")
+        if not (0 < self.learning_rate < math.inf and 0 < self.gradient_clip < math.inf):
+            raise ValueError("learning_rate and gradient_clip must be positive and finite")
 
 
 class Plan(NamedTuple):
@@ -80,16 +80,18 @@ class BPTTPlanner:
         best = [parameter.detach().clone() for parameter in parameters]
         best_return = torch.tensor(-math.inf, dtype=mdp.dtype, device=mdp.device)
         objective = best_return
+        lipschitz = lipschitz_constants(mdp)
         for epoch in range(self.config.epochs):
             hallucinated = torch.cat([eta.tanh().unsqueeze(0), eta.new_zeros(len(adversaries), *eta.shape)])
             trajectory = worlds.rollout(HallucinatedField(policy, hallucinated))
-            margins = self.planned_margins(mdp, trajectory)
+            margins = planned_margins(trajectory, lipschitz)
             objective = trajectory.returns[0]
             if weight:
                 objective = objective + weight * relaxed_log_barrier(margins, self.width).sum()
             with torch.no_grad():
                 # Compared on the device: reading a number back would stall it in every epoch.
-                better = (margins >= 0).all() & (trajectory.returns[0] > best_return)
+                allowed = (margins >= 0).all() if weight else torch.ones_like(best_return, dtype=torch.bool)
+                better = allowed & (trajectory.returns[0] > best_return)
                 best_return = torch.where(better, trajectory.returns[0], best_return)
                 best = [torch.where(better, new, old) for new, old in zip(parameters, best, strict=True)]
             optimizer.param_groups[0]["lr"] = self._learning_rate(epoch)
@@ -104,11 +106,12 @@ class BPTTPlanner:
                     parameter.copy_(value)
         return Plan(policy.requires_grad_(True), float(objective.detach()), feasible)
 
-    def planned_margins(self, mdp: HallucinatedMDP, trajectory: Trajectory) -> Tensor:
-        """Margins that a plan has to keep, ``[1 + A, T, n_constraints]``: the first world's are tightened."""
-        tightening = accumulated_tightening(trajectory.uncertainty[:1], mdp.constraints)
-        return torch.cat([trajectory.margins[:1] - tightening, trajectory.margins[1:]])
-
     def _learning_rate(self, epoch: int) -> float:
         progress = epoch / self.config.epochs
         return self.config.learning_rate * (0.1 + 0.45 * (1.0 + math.cos(math.pi * progress)))
+
+
+def planned_margins(trajectory: Trajectory, lipschitz: Tensor) -> Tensor:
+    """Margins that a plan has to keep, ``[1 + A, T, n_constraints]``: the first world's are tightened."""
+    tightening = accumulated_tightening(trajectory.uncertainty[:1], lipschitz)
+    return torch.cat([trajectory.margins[:1] - tightening, trajectory.margins[1:]])

@@ -20,7 +20,7 @@ from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.policy import PolicyConfig
 
-QUICK = Config(representative_agents=40, ensemble=EnsembleConfig(steps=60))
+QUICK = Config(beta=3.0, representative_agents=40, ensemble=EnsembleConfig(steps=60))
 
 
 def parameters(agent: SafeM3UCRL) -> list[torch.Tensor]:
@@ -87,10 +87,10 @@ def test_without_constraints_it_gets_closer_and_violates(town: TaxiMDP, safe: Sa
 
 def test_congested_motion(make_world: Callable[..., TaxiMDP]) -> None:
     """Where moves shorten with density the agent learns as safely, and gets a policy certified."""
-    history = SafeM3UCRL(make_world(cells=6, floor=0.9, horizon=6, motion="congested"), QUICK, seed=0).learn(4)
+    history = SafeM3UCRL(make_world(cells=6, floor=0.9, horizon=6, motion="congested"), QUICK, seed=1).learn(5)
     assert history.violations == 0
     assert any(history.column("certified"))
-    assert history[-1].score > 0.005
+    assert history[-1].score >= 0.15
 
 
 def test_a_world_without_constraints(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
@@ -142,6 +142,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert all(torch.equal(a, b) for a, b in zip(third._transitions, whole._transitions, strict=True))
     assert torch.equal(third._generator.get_state(), whole._generator.get_state())
     assert torch.equal(third._improvement.adversaries, whole._improvement.adversaries)
+    assert (third._improvement.draft is None) == (whole._improvement.draft is None)
     if variant == "default":
         assert SafeM3UCRL(world, config, seed=8).learn(4) != whole.history
 

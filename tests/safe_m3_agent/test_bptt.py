@@ -43,7 +43,7 @@ def executed(world: TaxiMDP, policy: Policy) -> tuple[float, float]:
 def test_planning_improves_the_return(make_world: Callable[..., TaxiMDP]) -> None:
     """A plan in the known world recovers most of what staying put loses, safely."""
     world = make_world(floor=0.9, horizon=4)
-    start = FieldPolicy(world.grid)
+    start = FieldPolicy(world)
     found = plan(world, start)
     before, after = executed(world, start)[0], executed(world, found.policy)
     assert found.feasible
@@ -54,7 +54,7 @@ def test_planning_improves_the_return(make_world: Callable[..., TaxiMDP]) -> Non
 def test_a_network_learns_too(make_world: Callable[..., TaxiMDP]) -> None:
     """All parameters of a network policy take part in a plan."""
     world = make_world(floor=0.9, horizon=4)
-    start = NetworkPolicy(world.grid, (8,), torch.Generator().manual_seed(0))
+    start = NetworkPolicy(world, (8,), torch.Generator().manual_seed(0))
     found = plan(world, start)
     assert executed(world, found.policy)[0] > 0.7 * executed(world, start)[0]
     moved = [not torch.equal(a, b) for a, b in zip(start.parameters(), found.policy.parameters(), strict=True)]
@@ -66,7 +66,7 @@ def test_a_network_learns_too(make_world: Callable[..., TaxiMDP]) -> None:
 def test_the_best_feasible_iterate_is_kept(make_world: Callable[..., TaxiMDP], weight: float, learning_rate: float) -> None:
     """From a feasible start the plan is feasible and no worse than the start, also where steps overshoot the limit."""
     world = make_world(floor=0.93, horizon=4)
-    start = FieldPolicy(world.grid)
+    start = FieldPolicy(world)
     found = plan(world, start, weight=weight, learning_rate=learning_rate, epochs=15)
     reward, margin = executed(world, found.policy)
     assert found.feasible and margin >= 0
@@ -76,7 +76,7 @@ def test_the_best_feasible_iterate_is_kept(make_world: Callable[..., TaxiMDP], w
 def test_an_unsafe_policy_finds_back(make_world: Callable[..., TaxiMDP]) -> None:
     """Started far outside of the safe set, the relaxed barrier leads back into it."""
     world = make_world(floor=0.9, horizon=4)
-    start = FieldPolicy(world.grid)
+    start = FieldPolicy(world)
     with torch.no_grad():
         start.logits += 0.5 * (0.5 - world.centers)  # everybody to the centre
     assert executed(world, start)[1] < -0.1
@@ -87,7 +87,7 @@ def test_an_unsafe_policy_finds_back(make_world: Callable[..., TaxiMDP]) -> None
 def test_no_feasible_iterate_is_said_so(make_world: Callable[..., TaxiMDP]) -> None:
     """Where no iterate was feasible the plan says so and gives its last one."""
     world = make_world(floor=1.0)
-    start = FieldPolicy(world.grid)
+    start = FieldPolicy(world)
     found = plan(world, start, epochs=2)
     assert not found.feasible
     assert not torch.equal(next(found.policy.parameters()), start.logits)
@@ -96,7 +96,7 @@ def test_no_feasible_iterate_is_said_so(make_world: Callable[..., TaxiMDP]) -> N
 def test_weight_zero_ignores_constraints(make_world: Callable[..., TaxiMDP]) -> None:
     """M3-UCRL plans as if there were no constraints: with or without them it finds the same policy."""
     tight, free = make_world(floor=0.97), make_world(constraints=())
-    start = FieldPolicy(tight.grid)
+    start = FieldPolicy(tight)
     bounded, unbounded = (plan(world, start, weight=0.0, epochs=30).policy for world in (tight, free))
     assert executed(tight, unbounded)[1] < -0.01  # the constraint would have mattered
     torch.testing.assert_close(next(bounded.parameters()), next(unbounded.parameters()))
@@ -105,7 +105,7 @@ def test_weight_zero_ignores_constraints(make_world: Callable[..., TaxiMDP]) -> 
 def test_the_given_policy_is_not_touched(make_world: Callable[..., TaxiMDP]) -> None:
     """Planning happens on a copy: the policy in use stays in use, without gradients."""
     world = make_world()
-    start = FieldPolicy(world.grid)
+    start = FieldPolicy(world)
     with torch.no_grad():
         start.logits += 0.1
     before = start.logits.detach().clone()
@@ -117,7 +117,7 @@ def test_the_given_policy_is_not_touched(make_world: Callable[..., TaxiMDP]) -> 
 def test_objective_is_reward_and_barrier(make_world: Callable[..., TaxiMDP]) -> None:
     """The number that is reported is Eq. 8a: after one epoch, that of the start."""
     world = make_world()
-    start = FieldPolicy(world.grid)
+    start = FieldPolicy(world)
     trajectory = world.rollout(start)
     expected = trajectory.returns + 0.3 * relaxed_log_barrier(trajectory.margins, 0.01).sum()
     assert plan(world, start, weight=0.3, epochs=1).objective == pytest.approx(float(expected.detach()), rel=1e-5)
@@ -136,7 +136,7 @@ def test_margins_are_tightened_and_adversaries_heeded(learned: HallucinatedMDP) 
     """A plan keeps the tightened margin in its own world and the plain one in every adversary's."""
     adversaries = 1.5 * torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]])
     planner = BPTTPlanner(BPTTConfig(epochs=15, learning_rate=0.05), 0.01)
-    found = planner.plan(learned, FieldPolicy(learned.grid), weight=0.1, adversaries=adversaries, optimistic=False)
+    found = planner.plan(learned, FieldPolicy(learned), weight=0.1, adversaries=adversaries, optimistic=False)
     assert found.feasible
     with torch.no_grad():
         nominal = learned.rollout(HallucinatedField(found.policy))
@@ -149,7 +149,7 @@ def test_margins_are_tightened_and_adversaries_heeded(learned: HallucinatedMDP) 
 
 def test_doubt_tightens_the_plan(learned: HallucinatedMDP, make_world: Callable[..., TaxiMDP]) -> None:
     """With a Lipschitz constant so large that the model's doubt uses up every margin, no iterate is feasible."""
-    planner, start = BPTTPlanner(BPTTConfig(epochs=3), 0.01), FieldPolicy(learned.grid)
+    planner, start = BPTTPlanner(BPTTConfig(epochs=3), 0.01), FieldPolicy(learned)
     feasible = []
     for lipschitz in (0.0, 100.0):
         world = make_world(horizon=4, constraints=[EntropyFloor(0.9, lipschitz=lipschitz)])
@@ -163,7 +163,7 @@ def test_optimism_expects_more(learned: HallucinatedMDP) -> None:
     planner = BPTTPlanner(BPTTConfig(epochs=30, learning_rate=0.01), 0.01)
     none = torch.zeros(0, 4)
     cautious, optimistic = (
-        planner.plan(learned, FieldPolicy(learned.grid), weight=0.003, adversaries=none, optimistic=flag).objective
+        planner.plan(learned, FieldPolicy(learned), weight=0.003, adversaries=none, optimistic=flag).objective
         for flag in (False, True)
     )
     assert optimistic > cautious + 0.003

@@ -26,7 +26,6 @@ from safe_m3_agent.checkpoint import (
     SCENARIO_FILE,
     load_checkpoint,
     save_checkpoint,
-    write_atomically,
 )
 
 CPU = torch.device("cpu")
@@ -145,21 +144,6 @@ def test_a_killed_writer_leaves_the_older_checkpoint(agent: SafeM3UCRL, saved: P
         agent.save(saved)
     assert (saved / CHECKPOINT_FILE).read_bytes() == before
     assert files(saved) == {RUN_FILE, SCENARIO_FILE, CHECKPOINT_FILE}
-
-
-def test_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for run files and metrics."""
-    target = tmp_path / "metrics.json"
-    write_atomically(target, "old")
-
-    def full(self: Path, text: str) -> int:
-        self.write_bytes(b"ne")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(target, "new")
-    assert target.read_text() == "old" and files(tmp_path) == {"metrics.json"}
 
 
 def truncate(path: Path) -> None:

@@ -288,7 +288,7 @@ def test_the_world_inside_refuses_to_move(learned: HallucinatedMDP, world: TaxiM
 
 def test_eta_is_no_part_of_a_policy(world: TaxiMDP) -> None:
     """A hallucinated field is for planning; what is executed is the policy alone, and it gives actions without eta."""
-    policy = FieldPolicy(world.grid)
+    policy = FieldPolicy(world)
     hallucinated = HallucinatedField(policy, torch.ones(world.grid.size, 2))
     field = hallucinated.field(world.initial(), 0)
     assert torch.equal(field[..., 2:], torch.ones(world.grid.size, 2))

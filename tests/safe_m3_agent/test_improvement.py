@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from mf_taxi_env import TaxiMDP
+from mf_taxi_env import EntropyFloor, TaxiMDP
 from safe_m3_agent import Config, SafeM3UCRL
-from safe_m3_agent.certificate import CertificateConfig
+from safe_m3_agent.certificate import CertificateConfig, confidence_radius
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.improvement import Decision, SafeImprovement
 from safe_m3_agent.model.dynamics_model import KnownModel
@@ -26,7 +26,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, logits: torch.Tensor, objective: fl
 
     def plan(self: BPTTPlanner, mdp: HallucinatedMDP, policy: FieldPolicy, **options: Any) -> Plan:
         asked.append(options)
-        found = FieldPolicy(mdp.grid)
+        found = FieldPolicy(mdp)
         with torch.no_grad():
             found.logits += logits
         return Plan(found, objective, True)
@@ -38,7 +38,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, logits: torch.Tensor, objective: fl
 def decide(town: TaxiMDP, config: Config) -> tuple[Decision, FieldPolicy, SafeImprovement]:
     """One decision with the motion known, from staying put."""
     learned = HallucinatedMDP(town, KnownModel(town.motion, town.noise.std), config.beta)
-    improvement, start = SafeImprovement(config, torch.zeros(0, 1)), FieldPolicy(town.grid)
+    improvement, start = SafeImprovement(config, torch.zeros(0, 1)), FieldPolicy(town)
     return improvement.improve(learned, start, torch.Generator(), informed=True), start, improvement
 
 
@@ -123,11 +123,40 @@ def test_hopeless_doubt_keeps_the_fleet_in_place(world: TaxiMDP, tiny: Config) -
 @pytest.mark.parametrize("kept", [0, 1, 2])
 def test_refusals_leave_adversaries_to_plan_against(world: TaxiMDP, tiny: Config, kept: int) -> None:
     """The last worst cases are kept, no more than asked for, each of them in the confidence set."""
-    agent = SafeM3UCRL(world, replace(tiny, beta=1000.0, adversaries=kept))
+    agent = SafeM3UCRL(world, replace(tiny, beta=20.0, adversaries=kept))
     agent.learn(5)
     adversaries = agent._improvement.adversaries
     assert min(kept, 1) <= len(adversaries) <= kept and adversaries.shape[1] == 3
-    assert (adversaries.norm(dim=-1) <= 1000.0 * (1 + 1e-5)).all()
+    assert (adversaries.norm(dim=-1) <= confidence_radius(20.0, 3) * (1 + 1e-5)).all()
+
+
+def test_a_refused_plan_is_a_draft_for_the_next(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused plan is gone on from where it is nearer to safety than the policy in use, until a plan is certified."""
+    floor = EntropyFloor(0.9)
+    centre = FieldPolicy(town)
+    with torch.no_grad():
+        centre.logits += inwards(town, 0.6)
+    config = replace(ONE_ATTEMPT, certificate=CertificateConfig(attempts=1))
+    learned = HallucinatedMDP(town, KnownModel(town.motion, town.noise.std), config.beta)
+    starts: list[torch.Tensor] = []
+    found = [inwards(town, 0.4), inwards(town, 0.1)]
+
+    def plan(self: BPTTPlanner, mdp: HallucinatedMDP, policy: FieldPolicy, **options: Any) -> Plan:
+        starts.append(policy.raw(0).detach().clone())
+        goal = FieldPolicy(mdp)
+        with torch.no_grad():
+            goal.logits += found[len(starts) - 1]
+        return Plan(goal, 0.0, True)
+
+    monkeypatch.setattr(BPTTPlanner, "plan", plan)
+    improvement = SafeImprovement(config, torch.zeros(0, 1))
+    assert floor.margin(town.rollout(centre).mu[-1]) < floor.margin(town.rollout(FieldPolicy(town)).mu[-1])
+    for _ in range(2):
+        decision = improvement.improve(learned, centre, torch.Generator(), informed=True)
+    torch.testing.assert_close(starts[0], centre.raw(0).detach())
+    torch.testing.assert_close(starts[1], inwards(town, 0.4))  # refused, yet nearer to safety than the policy in use
+    assert decision.taken
+    assert improvement.draft is None
 
 
 def test_a_planner_that_diverges_is_reported(world: TaxiMDP, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:

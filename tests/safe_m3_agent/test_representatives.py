@@ -37,7 +37,7 @@ def test_moves_are_of_the_true_motion(make_world: Callable[..., TaxiMDP], tiny: 
 def test_taxis_live_in_the_fleets_mean_field(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
     """They carry no mass: the distributions that they report are the fleet's after trips, step by step."""
     world = make_world(horizon=4)
-    policy = FieldPolicy(world.grid)
+    policy = FieldPolicy(world)
     with torch.no_grad():
         policy.logits += 0.3 * torch.randn(policy.logits.shape, generator=torch.Generator().manual_seed(0))
         executed = world.rollout(policy)
@@ -50,7 +50,7 @@ def test_taxis_live_in_the_fleets_mean_field(make_world: Callable[..., TaxiMDP],
 def test_trips_come_between_moves(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
     """A taxi without a passenger goes on from where it landed; one with a passenger goes on from where the trip ended."""
     world = make_world(horizon=2)
-    policy = FieldPolicy(world.grid)
+    policy = FieldPolicy(world)
     with torch.no_grad():
         executed = world.rollout(policy)
         model = KnownModel(world.motion, world.noise.std)
@@ -66,7 +66,7 @@ def test_trips_come_between_moves(make_world: Callable[..., TaxiMDP], tiny: Conf
 def test_coverage_tells_a_right_model_from_a_wrong_one(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
     """The share of destinations within the confidence set: all for the truth, none for a sure model of another motion."""
     world = make_world(motion="congested")
-    policy = FieldPolicy(world.grid)
+    policy = FieldPolicy(world)
     policy.logits += 1.0
     executed = world.rollout(policy)
     right = KnownModel(world.motion, world.noise.std)
