@@ -67,8 +67,10 @@ def train(
         raise ValueError(f"--episodes must be at least 1, got {episodes}")
     _check_device(device)
     # A file keeps its own grid unless another one is asked for.
-    data = Scenario.load(scenario) if scenario.endswith(".npz") else load_scenario(scenario, cells=cells or 25)
-    data = data.resample(cells or data.cells)
+    data = (
+        Scenario.load(scenario) if scenario.endswith(".npz") else load_scenario(scenario, cells=25 if cells is None else cells)
+    )
+    data = data if cells is None else data.resample(cells)
     floor = data.entropy_floor if entropy_floor is None else entropy_floor
     world = TaxiMDP(
         data,
