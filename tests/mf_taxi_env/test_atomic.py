@@ -24,8 +24,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     """A full disk in the middle of writing: the old content stays, the half file goes."""
     target = tmp_path / "metrics.json"
     target.write_text("old")
-    with pytest.raises(OSError, match="No space left"), replacing(target) as temporary:
-        temporary.write_text("ne")
-        raise OSError(28, "No space left on device")
+
+    def fill_the_disk() -> None:
+        with replacing(target) as temporary:
+            temporary.write_text("ne")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fill_the_disk()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
