@@ -135,7 +135,7 @@ def test_bad_arguments_end_in_one_line(
         (("build", "none.csv", *BOX, "--out", "a.npz"), "no trip file at none.csv"),
         (("build", "trips.txt", *BOX, "--out", "a.npz"), "trips.txt"),
         (("show", "atlantis"), "unknown scenario 'atlantis'.*shenzhen"),
-        (("show", "none.npz"), "none.npz: No such file or directory"),
+        (("show", "none.npz"), "no scenario file at none.npz"),
         (("show", "shenzhen", "--cells", "0"), "cells must be an integer >= 1, got 0"),
         (("show", "shenzhen", "--cells", "5", "--out", "a.jpg"), ".png, .pdf, .svg, got 'a.jpg'"),
         (("show", "shenzhen", "--out", "missing/a.png"), "no folder missing"),
