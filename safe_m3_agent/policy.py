@@ -121,8 +121,8 @@ class NetworkPolicy(Policy):
         # K mu is of order one, as the layers' initial scale expects.
         hidden = self.from_position(positions) + self.from_mu(mu * self.grid.size).unsqueeze(-2)
         for layer in self.inner:
-            hidden = layer(nn.functional.leaky_relu(hidden))
-        out: Tensor = self.out(nn.functional.leaky_relu(hidden))
+            hidden = layer(nn.functional.leaky_relu(hidden, inplace=True))  # in place: no one else needs the sum
+        out: Tensor = self.out(nn.functional.leaky_relu(hidden, inplace=True))
         return out
 
 
