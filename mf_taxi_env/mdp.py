@@ -72,7 +72,7 @@ class MeanFieldMDP(ABC):
         horizon: Steps per episode, at least 1.
         action_dim: Dimension of the action at one cell.
         constraints: Safety constraints; empty for none.
-        dtype: Floating-point type of all tensors.
+        dtype: ``torch.float32`` or ``torch.float64``, of all tensors.
         device: Device of all tensors.
     """
 
@@ -88,8 +88,8 @@ class MeanFieldMDP(ABC):
     ) -> None:
         if not isinstance(horizon, int) or horizon < 1:
             raise ValueError(f"horizon must be an integer >= 1, got {horizon!r}")
-        if not dtype.is_floating_point:
-            raise ValueError(f"dtype must be a floating-point type, got {dtype}")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         self.grid = grid
         self.horizon = horizon
         self.action_dim = action_dim

@@ -4,11 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mf_taxi_env.grid import Grid
+
+#: Where erf is 1 to the last bit.
+SATURATION = {torch.float32: 3.95, torch.float64: 5.93}
+#: Numbers in the largest temporary of a push-forward: what stays in a CPU's cache, and what keeps a GPU busy.
+BLOCK = {"cpu": 2**20, "cuda": 2**27}
+
+
+class _Kernel(NamedTuple):
+    """Where particles land, per axis. Particles come last: rows are long, which is what vector units like."""
+
+    cells: Tensor  #: indices of the cells within reach [..., d, w, n]
+    probabilities: Tensor  #: of these cells [..., d, w, n], summing to one over w
+    arguments: Tensor  #: of erf, at their edges [..., d, w + 1, n]
+    within: Tensor  #: erf at the upper less erf at the lower edge of the city [..., d, n]
+
+    def dense(self, k: int, workspace: Tensor | None = None) -> Tensor:
+        """Probabilities of all ``k`` cells, ``[..., d, k, n]``; into ``workspace`` where it fits."""
+        shape = (*self.within.shape[:-1], k, self.within.shape[-1])
+        if workspace is None or workspace.shape != shape:
+            workspace = self.probabilities.new_zeros(shape)
+        else:
+            workspace.zero_()
+        return workspace.scatter_(-2, self.cells, self.probabilities)
 
 
 @dataclass(frozen=True)
@@ -16,7 +42,8 @@ class TruncatedGaussian:
     """Independent Gaussian noise per axis, truncated so that the particle stays in ``[0, 1]^d``.
 
     With ``F(x) = NormalCDF((x - destination) / std)`` the probability of cell ``i`` of an axis is
-    ``(F((i+1)/k) - F(i/k)) / (F(1) - F(0))`` (arXiv 2306.17052, Appendix D.2).
+    ``(F((i+1)/k) - F(i/k)) / (F(1) - F(0))`` (arXiv 2306.17052, Appendix D.2). Cells beyond the distance at which ``F`` is 0
+    or 1 to the last bit have probability zero and are not computed.
 
     Args:
         grid: The grid to land on.
@@ -34,35 +61,51 @@ class TruncatedGaussian:
         """Probability of each cell of each axis.
 
         Args:
-            destinations: ``[..., d]`` in ``[0, 1]``.
+            destinations: ``[..., d]`` in ``[0, 1]``, float32 or float64.
 
         Returns:
             ``[..., d, k]``; the last axis sums to one.
         """
-        edges = self.grid.edges(dtype=destinations.dtype, device=destinations.device)
-        # erf is twice the distance of the normal CDF from one half; the factors cancel in the quotient. It is 1 in float64
-        # from 5.9 on: the clamp changes no value and spares the backward pass the denormal tails of exp(-x^2), which are
-        # slow.
-        cdf = torch.erf(((edges - destinations.unsqueeze(-1)) * (1.0 / (self.std * math.sqrt(2.0)))).clamp(-6.0, 6.0))
-        return cdf.diff(dim=-1) / (cdf[..., -1:] - cdf[..., :1])
+        kernel = self._kernel(destinations.unsqueeze(-2))
+        zeros = kernel.probabilities.new_zeros((*destinations.shape, self.grid.cells, 1))
+        return zeros.scatter(-2, kernel.cells, kernel.probabilities).squeeze(-1)
 
     def push_forward(self, mass: Tensor, destinations: Tensor) -> Tensor:
         """The distribution of particles that head for ``destinations`` and are perturbed.
 
-        In two dimensions this is ``Px^T diag(mass) Py``: two small matrix products, never a ``K x K`` kernel.
+        In two dimensions this is ``Px^T diag(mass) Py``: two small matrix products, never a ``K x K`` kernel. Memory is linear
+        in the number of particles, also with gradients. Differentiable once.
 
         Args:
             mass: Mass of each particle group, ``[..., n]``.
-            destinations: ``[..., n, d]`` in ``[0, 1]``.
+            destinations: ``[..., n, d]`` in ``[0, 1]``, float32 or float64.
 
         Returns:
             ``[..., K]`` with the same total mass.
         """
-        axes = self.cell_probabilities(destinations).unbind(-2)
-        weighted = axes[0] * mass.unsqueeze(-1)
-        if self.grid.dimension == 1:
-            return weighted.sum(-2)
-        return (weighted.transpose(-1, -2) @ axes[1]).flatten(-2)
+        batch = torch.broadcast_shapes(mass.shape[:-1], destinations.shape[:-2])
+        n, d = destinations.shape[-2:]
+        flat = mass.expand(*batch, n).reshape(-1, n), destinations.expand(*batch, n, d).reshape(-1, n, d)
+        pushed: Tensor = _PushForward.apply(self, *flat)  # type: ignore[no-untyped-call]
+        return pushed.view(*batch, self.grid.size)
+
+    def _kernel(self, destinations: Tensor) -> _Kernel:
+        """Where particles that head for ``destinations`` ``[..., n, d]`` land."""
+        k, scale = self.grid.cells, 1.0 / (math.sqrt(2.0) * self.std)
+        reach = SATURATION[destinations.dtype] / scale * k
+        # An interval of length 2 reach overlaps at most so many cells, wherever it lies.
+        width = min(k, math.ceil(2.0 * reach) + 1)
+        places = (destinations * k).mT.contiguous()
+        # A NaN makes its probabilities NaN; as an index it would be a fault, on a GPU one that ends the process.
+        first = (places - reach).floor_().nan_to_num_(nan=0.0).clamp_(0, k - width)
+        edges = _count(width + 1, scale / k, destinations.dtype, destinations.device)
+        arguments = (first - places).mul_(scale / k).unsqueeze(-2) + edges
+        # erf is twice the distance of the normal CDF from one half; the factors cancel in the quotient.
+        cdf = torch.erf(arguments)
+        within = cdf[..., -1, :] - cdf[..., 0, :]
+        probabilities = (cdf[..., 1:, :] - cdf[..., :-1, :]).div_(within.unsqueeze(-2))
+        cells = first.long().unsqueeze(-2) + _count(width, 1, torch.int64, destinations.device)
+        return _Kernel(cells, probabilities, arguments, within)
 
     def sample(self, destinations: Tensor, generator: torch.Generator) -> Tensor:
         """Draw where particles land.
@@ -82,3 +125,81 @@ class TruncatedGaussian:
         end = 1.0 - torch.finfo(destinations.dtype).eps / 2
         noise = torch.erfinv((low + uniform * (high - low)).clamp(-end, end))
         return (destinations + scale * noise).clamp_(0.0, 1.0)
+
+
+class _PushForward(torch.autograd.Function):
+    """Push-forward of ``mass`` ``[B, n]`` heading for ``destinations`` ``[B, n, d]``, block by block.
+
+    Automatic differentiation would keep the matrices of every block until the backward pass; this computes them again, and
+    keeps them only where there is a single block.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, noise: TruncatedGaussian, mass: Tensor, destinations: Tensor) -> Tensor:
+        k, d = noise.grid.cells, noise.grid.dimension
+        out = mass.new_zeros(len(mass), *[k] * d)
+        blocks, dense = _blocks(destinations, k), None
+        for rows, columns in blocks:
+            kernel = noise._kernel(destinations[rows, columns])
+            # Memory that is new to the process costs more than what is written to it: blocks share the largest piece.
+            dense = kernel.dense(k, dense)
+            weighted = dense[:, 0] * mass[rows, columns].unsqueeze(-2)
+            if d == 1:
+                out[rows].add_(weighted.sum(-1))
+            else:
+                out[rows].baddbmm_(weighted, dense[:, 1].mT)
+        ctx.noise, ctx.blocks = noise, blocks
+        ctx.kept = (kernel, dense) if len(blocks) == 1 and any(ctx.needs_input_grad) else None
+        ctx.save_for_backward(mass, destinations)
+        return out.flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[None, Tensor, Tensor]:
+        noise: TruncatedGaussian = ctx.noise
+        mass, destinations = ctx.saved_tensors
+        k, d = noise.grid.cells, noise.grid.dimension
+        slope = slope.reshape(-1, *[k] * d)
+        to_mass, to_destinations = torch.empty_like(mass), torch.empty_like(destinations)
+        workspace = None
+        for rows, columns in ctx.blocks:
+            if ctx.kept:
+                kernel, dense = ctx.kept
+            else:
+                kernel = noise._kernel(destinations[rows, columns])
+                dense = workspace = kernel.dense(k, workspace)
+            # How the outcome answers to the probability of each cell of each axis.
+            if d == 1:
+                answers = slope[rows].view(-1, 1, k, 1).expand(-1, -1, -1, kernel.within.shape[-1])
+            else:
+                answers = torch.empty_like(dense)
+                torch.matmul(slope[rows], dense[:, 1], out=answers[:, 0])
+                torch.matmul(slope[rows].mT, dense[:, 0], out=answers[:, 1])
+            answers = answers.gather(-2, kernel.cells)
+            expected = (answers * kernel.probabilities).sum(-2)  # the same for both axes
+            to_mass[rows, columns] = expected[:, 0]
+            # The normal density at the edges; the clamp spares it the denormal tails, which are slow.
+            density = kernel.arguments.clamp(-9.0, 9.0).square_().neg_().exp_()
+            rise = density[..., 1:, :] - density[..., :-1, :]
+            pull = expected.mul_(density[..., -1, :] - density[..., 0, :]) - answers.mul_(rise).sum(-2)
+            scale = mass[rows, columns].unsqueeze(-2) * (math.sqrt(2.0 / math.pi) / noise.std)
+            to_destinations[rows, columns] = pull.mul_(scale).div_(kernel.within).mT
+        return None, to_mass, to_destinations
+
+
+@lru_cache(maxsize=64)
+def _count(n: int, step: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``0, step, 2 step, ...`` as a column ``[n, 1]``."""
+    return (torch.arange(n, dtype=dtype, device=device) * step).unsqueeze(-1)
+
+
+def _blocks(destinations: Tensor, k: int) -> list[tuple[slice, slice]]:
+    """Blocks of the batch and of the particles that keep temporaries small."""
+    batch, n, d = destinations.shape
+    particles = max(1, BLOCK.get(destinations.device.type, BLOCK["cuda"]) // (d * k))
+    rows, columns = max(1, particles // max(n, 1)), max(1, min(n, particles))
+    return [
+        (slice(row, row + rows), slice(column, column + columns))
+        for row in range(0, batch, rows)
+        for column in range(0, n, columns)
+    ]

@@ -93,9 +93,9 @@ class TaxiMDP(ParticleMDP):
 
     def shift(self, mu: Tensor, t: int = 0) -> Tensor:
         """Passenger trips: ``min(mu, rho) Phi + (mu - min(mu, rho))``, ``[..., K]``."""
-        # min(mu, rho) is mu * min(1, rho / mu) without the quotient, whose gradient is NaN at an empty cell.
-        served = torch.minimum(mu, self.demand(t))
-        return served @ self.trips(t) + (mu - served)
+        # mu - idle = min(mu, rho) is mu * min(1, rho / mu) without the quotient, whose gradient is NaN at an empty cell.
+        idle = (mu - self.demand(t)).relu()
+        return (mu - idle) @ self.trips(t) + idle
 
     def reward(self, mu: Tensor, actions: Tensor, next_mu: Tensor, t: int = 0) -> Tensor:
         """``-KL(rho || mu)`` in nats, ``[...]``, at most zero."""

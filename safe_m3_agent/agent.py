@@ -19,7 +19,7 @@ from torch import Tensor
 from mf_taxi_env import FreeMotion, TaxiMDP, score
 from safe_m3_agent import checkpoint
 from safe_m3_agent.config import Config
-from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
+from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.history import Episode, History
 from safe_m3_agent.improvement import SafeImprovement
 from safe_m3_agent.model.dynamics_model import DynamicsModel, KnownModel
@@ -236,7 +236,7 @@ class SafeM3UCRL:
         decision = self._improvement.improve(learned, self._policy, self._generator, informed=self._transitions.size > 0)
         self._policy = decision.policy
         with torch.no_grad():
-            epistemic = learned.rollout(HallucinatedField(self._policy)).uncertainty.mean()
+            epistemic = learned.rollout(self._policy).uncertainty.mean()
             executed = self.mdp.rollout(self._policy)
             seen, coverage = observe(executed, self.mdp, self.model, self._policy, self.config, self._generator)
         self._transitions = self._transitions.join(seen)

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
+from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.policy import Policy
 
 #: Radius beyond which a ball of plausible motions is as good as all motions; Student's quantile overflows for a large beta.
@@ -77,12 +77,12 @@ class Certifier:
         z = self._starts(mdp, known, radius, generator)
         if mdp.model.exact or not mdp.constraints:
             with torch.no_grad():
-                return Certificate(float(mdp.rollout(HallucinatedField(policy)).worst_margin), z[0])
+                return Certificate(float(mdp.rollout(policy).worst_margin), z[0])
         best_margin = torch.full(z.shape[:1], math.inf, dtype=z.dtype, device=z.device)
         best = z
         for step in range(self.config.steps + 1):
             z = z.detach().requires_grad_()
-            trajectory = mdp.plausible(z).rollout(HallucinatedField(policy))
+            trajectory = mdp.plausible(z).rollout(policy)
             # A motion or policy that leads to no number is as bad as can be.
             worst = trajectory.worst_margin.nan_to_num(nan=-math.inf)
             with torch.no_grad():

@@ -27,7 +27,8 @@ class HallucinatedMDP(MeanFieldMDP):
 
     An action is ``(a, eta)`` per cell: the policy's action and the hallucinated control that picks, within the confidence
     set, where it leads: ``clip(m(z) + beta sigma_e(z) eta)`` with ``z = (s, mu', a)`` (arXiv 2306.17052, Eq. 7, diagonal
-    case; ``sigma_e`` is the epistemic standard deviation).
+    case; ``sigma_e`` is the epistemic standard deviation). A plain action ``a`` stands for ``eta = 0``, the nominal
+    world.
 
     Args:
         world: The known parts of the world. Its motion is dropped: nothing of this object leads to it.
@@ -64,9 +65,13 @@ class HallucinatedMDP(MeanFieldMDP):
         if self._z is not None:
             batch = torch.broadcast_shapes(actions.shape[:-2], self._z.shape[:-1])
             actions = actions.expand(*batch, *actions.shape[-2:])
-        moves, eta = actions.split(self._world.action_dim, -1)
+        moves, eta = actions[..., : self._world.action_dim], actions[..., self._world.action_dim :]
         belief = self.model.predict(self._world.centers, mu, moves)
-        destinations = belief.mean + self.beta * belief.epistemic * eta
+        if self.model.exact:
+            return Move(self._world.noise.push_forward(mu, belief.mean), mu.new_zeros(belief.mean.shape[:-2]))
+        destinations = belief.mean
+        if eta.shape[-1]:
+            destinations = destinations + self.beta * belief.epistemic * eta
         if self._z is not None:
             destinations = destinations + (self._z.movedim(-1, 0)[..., None, None] * belief.deviations).sum(0)
         destinations = destinations.clamp(0.0, 1.0)
@@ -94,16 +99,14 @@ class HallucinatedField:
 
     Args:
         policy: The policy.
-        eta: Hallucinated control at the cell centres in ``[-1, 1]``, ``[..., K, d]``, the same at all steps; ``None`` for none.
+        eta: Hallucinated control at the cell centres in ``[-1, 1]``, ``[..., K, d]``, the same at all steps.
     """
 
-    def __init__(self, policy: Field, eta: Tensor | None = None) -> None:
+    def __init__(self, policy: Field, eta: Tensor) -> None:
         self.policy = policy
         self.eta = eta
 
     def field(self, mu: Tensor, t: int) -> Tensor:
         actions = self.policy.field(mu, t)
-        if self.eta is None:
-            return torch.cat([actions, torch.zeros_like(actions)], -1)
         shape = torch.broadcast_shapes(actions.shape, self.eta.shape)
         return torch.cat([actions.expand(shape), self.eta.expand(shape)], -1)

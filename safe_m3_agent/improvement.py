@@ -11,7 +11,7 @@ from torch import Tensor
 
 from safe_m3_agent.certificate import Certificate, Certifier
 from safe_m3_agent.config import Config
-from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
+from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.planners.bptt import BPTTPlanner
 from safe_m3_agent.policy import Policy
 
@@ -116,12 +116,12 @@ class SafeImprovement:
     @torch.no_grad()
     def _known_worst(self, learned: HallucinatedMDP, policy: Policy) -> float:
         worlds = learned.plausible(torch.cat([self.adversaries.new_zeros(1, learned.model.members), self.adversaries]))
-        return float(worlds.rollout(HallucinatedField(policy)).worst_margin.min())
+        return float(worlds.rollout(policy).worst_margin.min())
 
 
 @torch.no_grad()
 def _predicted_return(learned: HallucinatedMDP, policy: Policy) -> float:
-    return float(learned.rollout(HallucinatedField(policy)).returns)
+    return float(learned.rollout(policy).returns)
 
 
 def _between(start: Policy, goal: Policy, share: float) -> Policy:

@@ -76,14 +76,13 @@ class BPTTPlanner:
         parameters = list(policy.parameters())
         worlds = mdp.plausible(torch.cat([adversaries.new_zeros(1, mdp.model.members), adversaries]))
         eta = torch.zeros(mdp.grid.size, mdp.action_dim // 2, dtype=mdp.dtype, device=mdp.device, requires_grad=optimistic)
-        optimizer = torch.optim.Adam([*parameters, *([eta] if optimistic else [])], lr=self.config.learning_rate, foreach=True)
+        optimizer = torch.optim.Adam([*parameters, *([eta] if optimistic else [])], lr=self.config.learning_rate, fused=True)
         best = [parameter.detach().clone() for parameter in parameters]
         best_return = torch.tensor(-math.inf, dtype=mdp.dtype, device=mdp.device)
         objective = best_return
         lipschitz = lipschitz_constants(mdp)
         for epoch in range(self.config.epochs):
-            hallucinated = torch.cat([eta.tanh().unsqueeze(0), eta.new_zeros(len(adversaries), *eta.shape)])
-            trajectory = worlds.rollout(HallucinatedField(policy, hallucinated))
+            trajectory = worlds.rollout(_hallucinated(policy, eta, len(adversaries)) if optimistic else policy)
             margins = planned_margins(trajectory, lipschitz)
             objective = trajectory.returns[0]
             if weight:
@@ -109,6 +108,11 @@ class BPTTPlanner:
     def _learning_rate(self, epoch: int) -> float:
         progress = epoch / self.config.epochs
         return self.config.learning_rate * (0.1 + 0.45 * (1.0 + math.cos(math.pi * progress)))
+
+
+def _hallucinated(policy: Policy, eta: Tensor, adversaries: int) -> HallucinatedField:
+    """Hallucinated control in the first world alone."""
+    return HallucinatedField(policy, torch.cat([eta.tanh().unsqueeze(0), eta.new_zeros(adversaries, *eta.shape)]))
 
 
 def planned_margins(trajectory: Trajectory, lipschitz: Tensor) -> Tensor:

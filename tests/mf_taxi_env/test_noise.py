@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mf_taxi_env import Grid
-from mf_taxi_env.noise import TruncatedGaussian
+from mf_taxi_env.noise import BLOCK, TruncatedGaussian
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
@@ -72,6 +72,55 @@ def test_push_forward_broadcasts_mass_and_destinations() -> None:
     for b in range(4):
         torch.testing.assert_close(noise.push_forward(mass[0], destinations)[b], noise.push_forward(mass[0], destinations[b]))
         torch.testing.assert_close(noise.push_forward(mass, destinations[0])[b], noise.push_forward(mass[b], destinations[0]))
+
+
+@pytest.mark.parametrize("dimension", [1, 2])
+@pytest.mark.parametrize("std", [0.02, 0.3])
+def test_gradients_of_the_push_forward(dimension: int, std: float) -> None:
+    """The written-out backward pass agrees with finite differences, in mass and in destinations, at the city's edges too."""
+    noise = TruncatedGaussian(Grid(7, dimension), std)
+    generator = torch.Generator().manual_seed(0)
+    mass = torch.rand(2, 6, generator=generator, dtype=torch.float64)
+    destinations = torch.rand(2, 6, dimension, generator=generator, dtype=torch.float64)
+    destinations[0, :2] = torch.tensor([1e-4, 1 - 1e-4], dtype=torch.float64).unsqueeze(-1)
+    assert torch.autograd.gradcheck(noise.push_forward, (mass.requires_grad_(), destinations.requires_grad_()))
+
+
+@pytest.mark.parametrize("dimension", [1, 2])
+@pytest.mark.parametrize("block", [1, 40, 150, 400])
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, dimension: int, block: int) -> None:
+    """However the batch and the particles are cut into blocks, mass and gradients are the same."""
+    noise = TruncatedGaussian(Grid(5, dimension), 0.05)
+    generator = torch.Generator().manual_seed(1)
+    mass = torch.rand(3, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    destinations = torch.rand(3, 7, dimension, generator=generator, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(noise.grid.size, generator=generator, dtype=torch.float64)
+
+    def outcome() -> tuple[torch.Tensor, ...]:
+        pushed = noise.push_forward(mass, destinations)
+        return pushed, *torch.autograd.grad((pushed @ weights).sin().sum(), (mass, destinations))
+
+    whole = outcome()
+    monkeypatch.setitem(BLOCK, "cpu", block)
+    for part, expected in zip(outcome(), whole, strict=True):
+        torch.testing.assert_close(part, expected)
+
+
+def test_a_destination_that_is_no_number_gives_no_number() -> None:
+    """A NaN spreads to mass, never to another batch element, and is no fault of an index."""
+    destinations = torch.full((2, 3, 2), 0.5)
+    destinations[0, 1, 0] = math.nan
+    pushed = TruncatedGaussian(Grid(5), 0.05).push_forward(torch.ones(2, 3), destinations)
+    assert pushed[0].isnan().any() and not pushed[1].isnan().any()
+
+
+def test_cells_out_of_reach_have_no_mass() -> None:
+    """The push-forward touches only the cells that the noise reaches: nothing beyond eight standard deviations."""
+    grid = Grid(100, 1)
+    pushed = TruncatedGaussian(grid, 0.0175).push_forward(torch.ones(1), torch.tensor([[0.5]]))
+    distance = (grid.centers()[:, 0] - 0.5).abs()
+    assert not pushed[distance > 8 * 0.0175].any()
+    assert (pushed[distance < 4 * 0.0175] > 0).all()
 
 
 def test_samples_follow_the_cell_probabilities() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mf_taxi_env import FreeMotion, Scenario, TaxiMDP
 from mf_taxi_env.safety import EntropyFloor
 from safe_m3_agent.barrier import relaxed_log_barrier
-from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
+from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.model.dynamics_model import KnownModel
 from safe_m3_agent.model.ensemble import EnsembleConfig, ProbabilisticEnsemble
 from safe_m3_agent.planners.bptt import BPTTConfig, BPTTPlanner, Plan
@@ -139,8 +139,8 @@ def test_margins_are_tightened_and_adversaries_heeded(learned: HallucinatedMDP) 
     found = planner.plan(learned, FieldPolicy(learned), weight=0.1, adversaries=adversaries, optimistic=False)
     assert found.feasible
     with torch.no_grad():
-        nominal = learned.rollout(HallucinatedField(found.policy))
-        hostile = learned.plausible(adversaries).rollout(HallucinatedField(found.policy))
+        nominal = learned.rollout(found.policy)
+        hostile = learned.plausible(adversaries).rollout(found.policy)
     tightening = 0.1 * nominal.uncertainty.cumsum(-1)
     assert (nominal.margins[:, 0] - tightening >= -1e-6).all()
     assert (hostile.margins >= -1e-6).all()
@@ -183,7 +183,7 @@ def test_gradient_flows_through_the_whole_episode(random_city: Callable[..., Sce
             return self.logits.tanh()
 
     def objective(logits: Tensor) -> Tensor:
-        trajectory = mdp.rollout(HallucinatedField(Field(logits)))
+        trajectory = mdp.rollout(Field(logits))
         return trajectory.returns + 0.5 * relaxed_log_barrier(trajectory.margins, 0.1).sum()
 
     logits = 0.1 * torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

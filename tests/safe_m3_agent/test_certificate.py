@@ -10,7 +10,7 @@ import torch
 
 from mf_taxi_env import FreeMotion, TaxiMDP
 from safe_m3_agent.certificate import Certificate, CertificateConfig, Certifier, confidence_radius
-from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
+from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.model.dynamics_model import KnownModel
 from safe_m3_agent.model.ensemble import EnsembleConfig, ProbabilisticEnsemble
 from safe_m3_agent.planners.bptt import BPTTConfig, BPTTPlanner
@@ -48,7 +48,7 @@ def margins(scene: Scene, z: torch.Tensor) -> torch.Tensor:
     """Worst margin in every one of some plausible worlds."""
     learned, policy = scene
     with torch.no_grad():
-        return learned.plausible(z).rollout(HallucinatedField(policy)).worst_margin
+        return learned.plausible(z).rollout(policy).worst_margin
 
 
 def test_exact_model_gives_the_true_margin(make_world: Callable[..., TaxiMDP]) -> None:

@@ -140,8 +140,8 @@ def test_with_the_known_model_it_is_the_true_world(make_world: Callable[..., Tax
     learned = HallucinatedMDP(world, KnownModel(world.motion, world.noise.std), BETA)
     _, actions = scene(world)
     true = world.rollout(Field(actions))
-    for eta in (None, torch.ones_like(actions)):
-        believed = learned.rollout(HallucinatedField(Field(actions), eta))
+    for policy in (Field(actions), HallucinatedField(Field(actions), torch.ones_like(actions))):
+        believed = learned.rollout(policy)
         for name in ("mu", "rewards", "margins"):
             assert torch.equal(getattr(believed, name), getattr(true, name))
         assert float(believed.uncertainty.max()) < 1e-9
@@ -172,14 +172,14 @@ def test_plausible_motions_reach_every_member(learned: HallucinatedMDP, world: T
 
 def test_direction_zero_is_the_nominal_motion(learned: HallucinatedMDP, world: TaxiMDP) -> None:
     """Nothing is added where nothing is asked for."""
-    policy = HallucinatedField(Field(scene(world)[1]))
+    policy = Field(scene(world)[1])
     torch.testing.assert_close(learned.plausible(torch.zeros(5)).rollout(policy).mu, learned.rollout(policy).mu)
 
 
 def test_batched_directions_equal_loop(learned: HallucinatedMDP, world: TaxiMDP) -> None:
     """Many plausible worlds at once are the same worlds one by one, at every step of an episode."""
     z = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
-    policy = HallucinatedField(Field(scene(world)[1]))
+    policy = Field(scene(world)[1])
     together = learned.plausible(z).rollout(policy)
     for i in range(3):
         alone = learned.plausible(z[i]).rollout(policy)
@@ -190,7 +190,7 @@ def test_batched_directions_equal_loop(learned: HallucinatedMDP, world: TaxiMDP)
 
 def test_plausible_worlds_leave_the_original_alone(learned: HallucinatedMDP, world: TaxiMDP) -> None:
     """An adversary's motion does not leak into the world that was asked for it."""
-    policy = HallucinatedField(Field(scene(world)[1]))
+    policy = Field(scene(world)[1])
     before = learned.rollout(policy).mu
     learned.plausible(torch.full((4, 5), 0.8)).rollout(policy)
     assert torch.equal(learned.rollout(policy).mu, before)
