@@ -59,7 +59,8 @@ def certified_bound(mdp: TaxiMDP, barrier: float = 0.0) -> Bound:
     ``KL(rho || mu)`` is convex and the margins are concave in ``mu``, so no policy earns more in a step than
 
     - ``max -KL(rho || mu)`` over distributions with all margins at least zero (``barrier = 0``), or
-    - ``max -KL(rho || mu) + barrier * sum log margin(mu)`` (``barrier > 0``).
+    - ``max -KL(rho || mu) + barrier * sum log margin(mu)`` (``barrier > 0``), in the concave form of a margin that has one,
+      see :class:`~mf_taxi_env.Constraint`.
 
     Args:
         mdp: The world; its motion, trips and initial distribution do not enter, only demand, horizon and constraints.
@@ -70,7 +71,7 @@ def certified_bound(mdp: TaxiMDP, barrier: float = 0.0) -> Bound:
 
     Raises:
         ImportError: If CVXPY is not installed.
-        TypeError: If a constraint's safe set is not convex.
+        TypeError: If a constraint's safe set is not convex, or has no convex program of moderate size.
         ValueError: If ``barrier`` is negative or no distribution meets the constraints.
     """
     if not (math.isfinite(barrier) and barrier >= 0):
@@ -169,7 +170,9 @@ def _solve_step(
     solution = np.clip(mu.value, 1e-12, None)
     solution /= solution.sum()
     multipliers = [float(floor.dual_value) for floor in floors]
-    value, upper = _certificate(mdp, rho, solution, multipliers, barrier)
+    # Of cells in use all slopes of the Lagrangian are equal. CVXPY's kl_div has that of -KL less one.
+    level = 1.0 + float(simplex.dual_value)
+    value, upper = _certificate(mdp, rho, solution, multipliers, barrier, level)
     if not math.isfinite(upper - value):
         raise ValueError(f"no distribution meets the constraints {mdp.constraints} with room to spare for a barrier")
     kl = float(kl_divergence(torch.from_numpy(rho), torch.from_numpy(solution)))
@@ -178,24 +181,39 @@ def _solve_step(
 
 @torch.enable_grad()  # callers may well be inside no_grad
 def _certificate(
-    mdp: TaxiMDP, rho: NDArray[np.float64], solution: NDArray[np.float64], multipliers: list[float], barrier: float
+    mdp: TaxiMDP,
+    rho: NDArray[np.float64],
+    solution: NDArray[np.float64],
+    multipliers: list[float],
+    barrier: float,
+    level: float = 0.0,
 ) -> tuple[float, float]:
     """Value of the solution, and a proven upper bound on every distribution's value.
 
     For any multipliers ``nu >= 0`` the Lagrangian ``L(mu) = -KL + nu . margins`` (or the barrier objective) is concave and at
     least the objective on the safe set; a concave function lies below its tangent, and the largest value of a tangent on the
     simplex is at a vertex. So ``L(m) + max_i grad_i - grad . m`` bounds the optimum, whatever ``m`` and ``nu`` the solver
-    came up with.
+    came up with. At a kink of a margin many tangents do; the one wanted makes all slopes equal to the solver's ``level``.
     """
     mu = torch.from_numpy(solution).requires_grad_()
     value = -kl_divergence(torch.from_numpy(rho), mu)
-    margins = mdp.margins(mu)
+    forms = [getattr(constraint, "concave_margin", constraint.margin)(mu) for constraint in mdp.constraints]
+    margins = torch.stack(forms) if forms else mu.new_zeros(0)
     if barrier:
         value = value + barrier * margins.log().sum()
-        lagrangian = value
+        lagrangian, weights = value, barrier / margins.detach()
     else:
-        lagrangian = value + (margins * torch.tensor(multipliers, dtype=torch.float64).clamp_min(0)).sum()
-    (gradient,) = torch.autograd.grad(lagrangian, mu)
+        weights = torch.tensor(multipliers, dtype=torch.float64).clamp_min(0)
+        lagrangian = value + (margins * weights).sum()
+    (gradient,) = torch.autograd.grad(lagrangian, mu, retain_graph=True)
+    for constraint, form, weight in zip(mdp.constraints, forms, weights, strict=True):
+        if weight <= 0 or not hasattr(constraint, "tangent"):
+            continue
+        (own,) = torch.autograd.grad(form, mu, retain_graph=True)
+        if tangent := constraint.tangent(mu.detach(), (level - gradient) / weight + own):
+            offset, slope = tangent
+            lagrangian = lagrangian + weight * (offset + slope @ mu - form)
+            gradient = gradient + weight * (slope - own)
     upper = lagrangian + gradient.max() - (gradient * mu).sum()
     return float(value.detach()), float(upper.detach())
 

@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mf_taxi_env.information import entropy
+from mf_taxi_env.constraint import (
+    MODELLING_LIPSCHITZ,
+    Constraint,
+    check_size,
+    checked_lipschitz,
+    from_total_variation,
+    nonnegative,
+    share,
+    store,
+    tensor,
+)
+from mf_taxi_env.distances import DistanceCap, KeepAway
+from mf_taxi_env.information import MASS_FLOOR, entropy
+from mf_taxi_env.regions import RegionCapacity, RegionCoverage
 
-
-@runtime_checkable
-class Constraint(Protocol):
-    """A safety constraint ``h(mu) >= C``."""
-
-    @property
-    def name(self) -> str:
-        """Key of this constraint in ``info["margins"]``."""
-        ...
-
-    @property
-    def lipschitz(self) -> float:
-        """``L_h``: by how much the margin may fall per unit of distance that the distribution is off."""
-        ...
-
-    def margin(self, mu: Tensor) -> Tensor:
-        """``h(mu) - C``.
-
-        Args:
-            mu: Distributions ``[..., K]``.
-
-        Returns:
-            ``[...]``; safe where at least zero.
-        """
-        ...
-
-    def convex_margin(self, mu: Any) -> Any:
-        """The margin as a concave CVXPY expression of a variable ``[K]``, for :func:`mf_taxi_env.certified_bound`.
-
-        Raises:
-            TypeError: If the safe set is not convex, so that no certified bound exists.
-        """
-        ...
+__all__ = [
+    "Constraint",
+    "DistanceCap",
+    "EntropyFloor",
+    "KeepAway",
+    "RegionCapacity",
+    "RegionCoverage",
+    "SmoothedEntropyFloor",
+    "WeightedEntropyFloor",
+]
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class EntropyFloor:
     """
 
     fraction: float
-    lipschitz: float = 0.1
+    lipschitz: float = MODELLING_LIPSCHITZ
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.fraction <= 1.0:
@@ -83,3 +76,137 @@ class EntropyFloor:
         import cvxpy as cp
 
         return cp.sum(cp.entr(mu)) - self.fraction * math.log(mu.shape[-1])
+
+
+@dataclass(frozen=True, init=False)
+class WeightedEntropyFloor:
+    """The fleet stays spread out where it matters: ``-sum w mu log mu`` is at least a share of its largest possible value.
+
+    Weights are per cell: 0 for water and parks, more where being spread matters more. With weights 0 and 1 the largest value is
+    the logarithm of the number of ones (from three ones on; fewer do better by leaving mass elsewhere).
+
+    The slope at empty cells is unbounded, so ``lipschitz`` is a modelling constant, as for :class:`EntropyFloor`.
+
+    Args:
+        weights: ``w``, ``[K]``, finite, at least 0, one of them positive.
+        fraction: Share of the largest possible value, in ``[0, 1]``.
+        lipschitz: ``L_h`` of the tightening, at least 0.
+
+    Raises:
+        ValueError: If an argument is out of range, or a margin is asked of another number of cells.
+
+    Example:
+        >>> WeightedEntropyFloor([1, 1, 1, 0], 0.5).largest  # log 3
+        1.0986...
+    """
+
+    weights: tuple[float, ...] = field(repr=False)
+    fraction: float
+    lipschitz: float
+
+    def __init__(self, weights: ArrayLike | Tensor, fraction: float, lipschitz: float = MODELLING_LIPSCHITZ) -> None:
+        values = nonnegative("weights", weights)
+        if not values.any():
+            raise ValueError("weights must be positive in at least one cell, got zeros only")
+        store(
+            self, weights=tuple(values.tolist()), fraction=share("fraction", fraction), lipschitz=checked_lipschitz(lipschitz)
+        )
+
+    @property
+    def name(self) -> str:
+        return "weighted_entropy"
+
+    @cached_property
+    def largest(self) -> float:
+        """``max -sum w x log x`` over the simplex, in nats times weight."""
+        return _largest_weighted_entropy(np.array(self.weights))
+
+    def margin(self, mu: Tensor) -> Tensor:
+        check_size(mu, len(self.weights))
+        weighted: Tensor = (tensor(self.weights, mu.dtype, mu.device) * mu * mu.clamp_min(MASS_FLOOR).log()).sum(-1)
+        return -weighted - self.fraction * self.largest
+
+    def convex_margin(self, mu: Any) -> Any:
+        import cvxpy as cp
+
+        check_size(mu, len(self.weights))
+        return cp.sum(cp.multiply(np.array(self.weights), cp.entr(mu))) - self.fraction * self.largest
+
+
+@dataclass(frozen=True, init=False)
+class SmoothedEntropyFloor:
+    """An entropy floor whose slope is bounded: ``-sum mu log(mu + epsilon)`` is at least a share of its value when uniform.
+
+    Proof of the constant: the term ``phi(x) = -x log(x + epsilon)`` is concave on ``[0, 1]``, so its slope falls from
+    ``phi'(0) = -log epsilon`` to ``phi'(1) = -log(1 + epsilon) - 1 / (1 + epsilon)``. By the mean value theorem
+    ``h(mu) - h(nu) = sum phi'(x_i) (mu_i - nu_i)``; the differences sum to zero, so the middle of that range may be taken off
+    every slope, and ``|h(mu) - h(nu)| <= (phi'(0) - phi'(1)) TV(mu, nu)``. In ``W1`` that is
+    ``k (log((1 + epsilon) / epsilon) + 1 / (1 + epsilon))``.
+
+    Args:
+        fraction: Share of the largest value ``-log(1/K + epsilon)``, in ``[0, 1]``.
+        epsilon: Smoothing in units of mass, in ``(0, 0.5)``.
+        size: Number of cells ``K = k * k``; by default unknown, and the proven constant is that of 25 x 25 cells, the largest
+            grid then accepted.
+        lipschitz: ``L_h``; ``None`` for the proven constant of square grids.
+
+    Raises:
+        ValueError: If an argument is out of range, or a margin is asked of another number of cells.
+
+    Example:
+        >>> SmoothedEntropyFloor(0.9, 0.01, size=25).lipschitz  # 5 (log 101 + 1 / 1.01)
+        28.026...
+    """
+
+    fraction: float
+    epsilon: float
+    size: int | None
+    lipschitz: float
+
+    def __init__(self, fraction: float, epsilon: float, *, size: int | None = None, lipschitz: float | None = None) -> None:
+        if not 0.0 < epsilon < 0.5:
+            raise ValueError(f"epsilon must lie in (0, 0.5), got {epsilon!r}")
+        slope = math.log((1.0 + epsilon) / epsilon) + 1.0 / (1.0 + epsilon)
+        constant = checked_lipschitz(from_total_variation(slope, size) if lipschitz is None else lipschitz)
+        store(self, fraction=share("fraction", fraction), epsilon=float(epsilon), size=size, lipschitz=constant)
+
+    @property
+    def name(self) -> str:
+        return "smoothed_entropy"
+
+    def margin(self, mu: Tensor) -> Tensor:
+        smoothed: Tensor = (mu * (mu + self.epsilon).log()).sum(-1)
+        return -smoothed - self._floor(mu)
+
+    def convex_margin(self, mu: Any) -> Any:
+        import cvxpy as cp
+
+        # -x log(x + epsilon), written with atoms that are known to be concave.
+        return cp.sum(cp.entr(mu + self.epsilon) + self.epsilon * cp.log(mu + self.epsilon)) - self._floor(mu)
+
+    def _floor(self, mu: Any) -> float:
+        check_size(mu, self.size)
+        return -self.fraction * math.log(1.0 / mu.shape[-1] + self.epsilon)
+
+
+def _largest_weighted_entropy(weights: NDArray[np.float64]) -> float:
+    """``max -sum w x log x`` over the simplex.
+
+    Where the multiplier of the mass is ``a``, stationarity says ``x = exp(-1 - a / w)`` in cells of positive weight. The mass
+    of these falls with ``a``; ``a`` is such that it is one, or zero where cells of weight 0 take up what is left.
+    """
+    positive = weights[weights > 0]
+
+    def masses(multiplier: float) -> NDArray[np.float64]:
+        with np.errstate(over="ignore"):  # infinite mass is too much mass
+            return np.asarray(np.exp(-1.0 - multiplier / positive))
+
+    # At the lower end the heaviest cell alone has mass one; at the upper no cell of n has more than its n-th part, or 1/e.
+    low, high = -float(positive.max()), float(positive.max()) * max(math.log(positive.size) - 1.0, 0.0)
+    if positive.size < weights.size:
+        low = 0.0
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if masses(middle).sum() > 1.0 else (low, middle)
+    x = masses(high)
+    return float((positive * x).sum() + high * x.sum())

@@ -15,6 +15,15 @@ from torch import Tensor
 
 from mf_taxi_env import EntropyFloor, Scenario, TaxiMDP, certified_bound, score
 from mf_taxi_env.bound import _certificate
+from mf_taxi_env.safety import (
+    Constraint,
+    DistanceCap,
+    KeepAway,
+    RegionCapacity,
+    RegionCoverage,
+    SmoothedEntropyFloor,
+    WeightedEntropyFloor,
+)
 
 cp = pytest.importorskip("cvxpy")
 
@@ -185,6 +194,69 @@ def test_several_constraints_hold_at_once(make_scenario: Make) -> None:
     assert bound.mu[0, list(busiest)].sum() <= 0.2 + 1e-6
     assert bound.per_step < certified_bound(world(make_scenario, 0.8)).per_step - 1e-3
     assert bound.gap < 1e-3
+
+
+REFERENCES = np.random.default_rng(1).dirichlet(np.ones(25), 2)
+BUSY, CALM = [0, 6, 12, 18], [3, 9, 15, 21]
+
+
+@pytest.mark.parametrize(
+    "constraints",
+    [
+        (WeightedEntropyFloor(np.arange(25) % 3, 0.95),),
+        (SmoothedEntropyFloor(0.95, 0.01),),
+        (RegionCapacity(BUSY, 0.1),),
+        (RegionCoverage(CALM, 0.4),),
+        (DistanceCap(REFERENCES[0], 0.2, "tv"),),
+        (DistanceCap(REFERENCES[0], 0.2, "hellinger"),),
+        (DistanceCap(REFERENCES[0], 0.1, "kl"),),
+        (EntropyFloor(0.9), RegionCoverage(CALM, 0.3)),
+        (DistanceCap(REFERENCES[0], 0.35, "tv"), DistanceCap(REFERENCES[1], 0.35, "tv"), RegionCapacity(BUSY, 0.15)),
+        (EntropyFloor(0.9), DistanceCap(REFERENCES[1], 0.35, "hellinger"), DistanceCap(np.full(25, 0.04), 0.3, "tv")),
+    ],
+    ids=lambda constraints: "+".join(constraint.name for constraint in constraints),
+)
+@pytest.mark.parametrize("barrier", [0.0, 0.1])
+def test_every_convex_constraint_has_a_tight_bound(
+    make_scenario: Make, constraints: tuple[Constraint, ...], barrier: float
+) -> None:
+    """It binds, its optimum keeps it, nothing safe nearby earns more, and the certificate is tight: at kinks too."""
+    mdp = TaxiMDP(make_scenario(5), constraints=constraints, horizon=1)
+    bound = certified_bound(mdp, barrier)
+    rho, best = torch.from_numpy(mdp.scenario.demand.copy()), torch.from_numpy(bound.mu[0])
+    assert float(mdp.margins(best).min()) >= -1e-6
+    assert float(mdp.margins(rho).min()) < 0
+    assert bound.gap < 5e-3
+    if barrier:
+        return
+    inside = torch.from_numpy(certified_bound(mdp, 1.0).mu[0])
+    assert bool((mdp.margins(inside) > 0).all())
+    rng = np.random.default_rng(0)
+    for _ in range(100):  # from well inside towards the demand, the optimum and elsewhere, as far as the constraints allow
+        aim = torch.from_numpy(rng.dirichlet(np.ones(25)))
+        aim = rng.uniform(0, 0.1) * aim + 0.9 * (rho if rng.random() < 0.5 else best)
+        aim = aim / aim.sum()
+        path = inside + torch.linspace(0, 1, 200, dtype=torch.float64).unsqueeze(1) * (aim - inside)
+        for mu in path[(mdp.margins(path) >= 0).all(-1)]:
+            assert -kl(rho.numpy(), mu.numpy()) <= bound.upper + 1e-9
+
+
+def test_the_certificate_of_kinks_does_not_trust_the_solver(make_scenario: Make) -> None:
+    """Whatever point, multipliers and level: above the true optimum."""
+    mdp = TaxiMDP(make_scenario(5), constraints=(DistanceCap(REFERENCES[0], 0.2, "tv"), EntropyFloor(0.5)), horizon=1)
+    best = certified_bound(mdp).per_step
+    rho, rng = mdp.demand(0).double().numpy(), np.random.default_rng(0)
+    for level in (-5.0, 0.0, 1.0, 7.0):
+        lazy = rng.dirichlet(np.full(25, 50.0))
+        _, upper = _certificate(mdp, rho / rho.sum(), lazy, [float(rng.uniform(0, 3)), 0.1], 0.0, level)
+        assert upper >= best - 1e-9
+
+
+@pytest.mark.parametrize("constraint", [KeepAway(REFERENCES[0], 0.1, "tv"), DistanceCap(REFERENCES[0], 0.1, "w1")])
+def test_constraints_without_a_convex_program_say_so(make_scenario: Make, constraint: Constraint) -> None:
+    """A TypeError that names the constraint, also beside a convex one."""
+    with pytest.raises(TypeError, match=f"{type(constraint).__name__}.*no certified bound"):
+        certified_bound(TaxiMDP(make_scenario(5), constraints=(EntropyFloor(0.9), constraint)))
 
 
 def test_the_bound_can_be_asked_for_without_gradients(make_scenario: Make) -> None:
