@@ -1,4 +1,4 @@
-"""The command ``mf-taxi``: list the built-in cities, build one from trip records, look at one. Needs the extra ``cli``."""
+"""The command ``mf-taxi``: list cities, build one from trips, find trips in GPS traces, draw one. Needs the extra ``cli``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from mf_taxi_env.bound import certified_bound
-from mf_taxi_env.scenarios import Scenario, list_scenarios, load_scenario, scenario_from_trips
+from mf_taxi_env.scenarios import Scenario, list_scenarios, load_scenario, scenario_from_trips, traces, trips_from_traces
 from mf_taxi_env.scenarios.city import box_km
 from mf_taxi_env.scenarios.trips import describe
 from mf_taxi_env.taxi import TaxiMDP
@@ -24,7 +24,7 @@ except ImportError as error:
 else:
     _MISSING = None
 
-DESCRIPTION = "Cities for taxi repositioning: list them, build them from trips, look at them."
+DESCRIPTION = "Cities for taxi repositioning: list them, build them from trips or GPS traces, look at them."
 #: How the library's messages name an argument, and what it is called here.
 FLAGS = {r"columns=\{.*?\}": "--columns NAME=COLUMN", r"bad_rows='drop'": "--bad-rows drop"}
 
@@ -54,6 +54,7 @@ def build(
     out: Annotated[Path, arg(metavar="FILE.npz")],
     cells: int = 25,
     window: Annotated[tuple[str, str] | None, arg(metavar="START END", help_behavior_hint="(default: all day)")] = None,
+    steps: int = 1,
     smoothing: int = 3,
     columns: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=COLUMN")] = (),
     source_cell: Annotated[
@@ -72,6 +73,7 @@ def build(
         out: Scenario file to write.
         cells: Cells per axis.
         window: Local times of day of the pick-ups to keep, such as 19:00 22:00; may pass midnight.
+        steps: Slices of the window, equal in time, each with its own demand and trips: one per step of an episode.
         smoothing: Odd side of the median filter over the demand, in cells; 1 for none.
         columns: What the file calls one of our columns, such as pickup_lon=start_lng; repeat it for more.
             Ours are pickup_lon, pickup_lat, dropoff_lon, dropoff_lat, pickup_time and trips (a count per row).
@@ -90,6 +92,7 @@ def build(
         box=box,
         cells=cells,
         window=window,
+        steps=steps,
         smoothing=smoothing,
         columns=dict(_pair(text) for text in columns),
         source_cell=source_cell,
@@ -102,6 +105,35 @@ def build(
     print(f"scenario        {city.save(target)}")
 
 
+def trips(
+    source: Annotated[Path, arg(metavar="SOURCE")],
+    /,
+    *,
+    out: Annotated[Path, arg(metavar="FILE")],
+    columns: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=COLUMN")] = (),
+    max_gap: Annotated[float, arg(metavar="SECONDS")] = 600.0,
+    bad_rows: Literal["raise", "drop"] = "raise",
+    overwrite: bool = False,
+) -> None:
+    """Find the trips in GPS traces that tell whether a taxi is occupied.
+
+    Args:
+        source: File of positions: .csv, .csv.gz, .csv.zst or .parquet.
+        out: Trip file to write for `build`: .csv or .parquet.
+        columns: What the file calls one of our columns, such as taxi=vehicle; repeat it for more.
+            Ours are taxi, time, lon, lat and occupied (0 or 1).
+        max_gap: Longest time between two positions of a taxi; a trip with a longer one is left out.
+        bad_rows: Refuse a file with unreadable or impossible values, or leave such rows out and count them.
+        overwrite: Replace an existing trip file.
+    """
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists; replace it with --overwrite")
+    _check_folder(out)
+    facts = trips_from_traces(source, out, columns=dict(_pair(text) for text in columns), max_gap=max_gap, bad_rows=bad_rows)
+    print(traces.describe(facts))
+    print(f"trip file       {out}")
+
+
 def show(
     scenario: Annotated[str, arg(metavar="SCENARIO")],
     /,
@@ -112,14 +144,16 @@ def show(
     """Draw a city on one sheet and print its key figures.
 
     Args:
-        scenario: Name of a built-in city, or a scenario file (.npz) or file of city parameters (.toml).
+        scenario: Name of a built-in city (synthetic:7 is the generated one of seed 7), or a scenario file (.npz) or file of
+            city parameters (.toml).
         cells: Cells per axis.
         out: Picture to write: .png, .pdf or .svg.
     """
     from mf_taxi_env.render import save_figure
     from mf_taxi_env.scenario_sheet import mean_trip, scenario_sheet
 
-    target = out or Path(f"{Path(scenario).stem}.png")
+    # A colon is no character of a file name everywhere.
+    target = out or Path(f"{Path(scenario).stem.replace(':', '-')}.png")
     _check_folder(target)
     if cells is None and Path(scenario).suffix == ".npz":
         city = Scenario.load(scenario)
@@ -149,7 +183,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if _MISSING is not None:
         return _fail("the command line needs tyro: pip install 'safe-m3-taxi[cli]'")
     app = SubcommandApp()
-    for command in (scenarios, build, show):
+    for command in (scenarios, build, trips, show):
         app.command(command)
     try:
         app.cli(prog="mf-taxi", description=DESCRIPTION, args=args, config=(FlagCreatePairsOff,))

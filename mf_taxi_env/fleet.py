@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mf_taxi_env.information import MASS_FLOOR
 from mf_taxi_env.scenarios.city import box_km
+from mf_taxi_env.sparse import SparseMatrix
 from mf_taxi_env.taxi import TaxiMDP
 
 Resolution = Literal["cell", "continuous"]
@@ -80,8 +81,7 @@ class FleetSimulator:
             raise ValueError(f"device must be the world's, {mdp.device}, got {self.device}; build the TaxiMDP on it")
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._km = torch.tensor(box_km(mdp.scenario.box), dtype=mdp.dtype, device=self.device)
-        # Cumulative trip probabilities per step of the day: a search in float64 stays exact at 625 rows.
-        self._cumulative: dict[int, Tensor] = {}
+        self._tables: dict[int, _TripTable] = {}
         self.t = 0
         self.reset()
 
@@ -123,14 +123,9 @@ class FleetSimulator:
         chance = (self.mdp.demand(self.t) / mu.clamp_min(MASS_FLOOR)).clamp_max(1.0)
         self._occupied = self._uniform(self.n_taxis) < chance[cells]
         riders = self._occupied.nonzero().squeeze(-1)
-        # One search for the whole fleet: row c of the table holds c + (cumulative probabilities of Phi[c]).
-        draw = cells[riders] + self._uniform(len(riders), dtype=torch.float64)
-        found = torch.searchsorted(self._trip_table(self.t), draw)
-        size = self.mdp.grid.size
+        destinations = self._trip_table(self.t).draw(cells[riders], self._uniform(len(riders), dtype=torch.float64))
         # A new tensor: positions that were handed out stay what they were.
-        self.positions = self.positions.index_copy(
-            0, riders, self._somewhere_in((found - cells[riders] * size).clamp_(0, size - 1))
-        )
+        self.positions = self.positions.index_copy(0, riders, self._somewhere_in(destinations))
         self._served = True
         return self.distribution
 
@@ -197,15 +192,42 @@ class FleetSimulator:
         corner = self.mdp.centers[cells] - 0.5 / self.mdp.grid.cells
         return corner + self._uniform(*corner.shape) / self.mdp.grid.cells
 
-    def _trip_table(self, t: int) -> Tensor:
+    def _trip_table(self, t: int) -> _TripTable:
         trips = self.mdp.trips(t)
-        key = trips.data_ptr()
-        if key not in self._cumulative:
-            cumulative = trips.double().cumsum(-1)
-            cumulative /= cumulative[:, -1:].clone()
-            rows = torch.arange(len(trips), dtype=torch.float64, device=self.device)
-            self._cumulative[key] = (cumulative + rows.unsqueeze(-1)).flatten()
-        return self._cumulative[key]
+        # Steps beyond the data's share the last matrix, and its table.
+        if id(trips) not in self._tables:
+            self._tables[id(trips)] = _TripTable(trips)
+        return self._tables[id(trips)]
 
     def _uniform(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.rand(shape, generator=self._generator, dtype=dtype or self.mdp.dtype, device=self.device)
+
+
+class _TripTable:
+    """Cumulative trip probabilities, all rows in one line, so that one search draws the destinations of a whole fleet."""
+
+    def __init__(self, trips: Tensor | SparseMatrix) -> None:
+        # Row c holds c + (cumulative probabilities of Phi[c]); a search in float64 stays exact at thousands of rows.
+        if isinstance(trips, Tensor):
+            size = len(trips)
+            cumulative = trips.to(torch.float64, copy=True).cumsum_(-1)
+            cumulative /= cumulative[:, -1:].clone()
+            cumulative += torch.arange(size, dtype=torch.float64, device=trips.device).unsqueeze(-1)
+            self._line = cumulative.flatten()
+            self._columns = None
+            self._offsets = torch.arange(size + 1, device=trips.device) * size
+        else:
+            offsets, columns, values = trips.rows
+            counts = offsets.diff()
+            line = torch.cat([values.new_zeros(1, dtype=torch.float64), values.double().cumsum(0)])
+            start, end = line[offsets[:-1]], line[offsets[1:]]
+            rows = torch.arange(len(counts), device=values.device).repeat_interleave(counts)
+            self._line = (line[1:] - start[rows]) / (end - start)[rows] + rows
+            self._columns, self._offsets = columns, offsets
+
+    def draw(self, cells: Tensor, uniform: Tensor) -> Tensor:
+        """Destinations ``[n]`` of trips from ``cells`` ``[n]``, by numbers ``[n]`` in ``[0, 1)``."""
+        found = torch.searchsorted(self._line, cells + uniform)
+        # Rounding may lead to a neighbouring row.
+        found = found.clamp(self._offsets[cells], self._offsets[cells + 1] - 1)
+        return found - self._offsets[cells] if self._columns is None else self._columns[found]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.motion import Motion
-from mf_taxi_env.noise import TruncatedGaussian
+from mf_taxi_env.noise import Noise
 from mf_taxi_env.safety import Constraint
 
 
@@ -119,6 +119,10 @@ class MeanFieldMDP(ABC):
         """What happens to ``mu`` ``[..., K]`` before the policy acts at step ``t``: nothing, unless a world says otherwise."""
         return mu
 
+    def target(self, t: int = 0) -> Tensor | None:
+        """The distribution that the world wants the fleet to have at step ``t``, ``[K]``; None where it names none."""
+        return None
+
     def transition(self, mu: Tensor, actions: Tensor, t: int = 0) -> Tensor:
         """The next distribution.
 
@@ -183,7 +187,7 @@ class ParticleMDP(MeanFieldMDP):
         self,
         grid: Grid,
         motion: Motion,
-        noise: TruncatedGaussian,
+        noise: Noise,
         *,
         horizon: int,
         constraints: Sequence[Constraint] = (),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mf_taxi_env.render import WIDE, colour_bar, common_scale, draw_cells, draw_map, new_figure
 from mf_taxi_env.scenarios.city import box_km
 from mf_taxi_env.scenarios.scenario import Scenario
+from mf_taxi_env.scenarios.trip_probabilities import TripMatrix
 
 #: About the most arrows per axis.
 ARROWS = 13
@@ -48,7 +49,9 @@ def scenario_sheet(scenario: Scenario) -> Figure:
     """
     size, box = scenario.cells**2, scenario.box
     demand = scenario.demand.reshape(-1, size).mean(0)
-    ends = (scenario.demand[..., None, :] @ scenario.trips).reshape(-1, size).mean(0)
+    demands, trips = np.atleast_2d(scenario.demand), scenario.trip_steps
+    steps = max(len(demands), len(trips))
+    ends = np.mean([demands[t % len(demands)] @ trips[t % len(trips)] for t in range(steps)], axis=0)
     length, east, north = trip_lengths(scenario)
 
     width, height = box_km(box)
@@ -89,18 +92,29 @@ def trip_lengths(scenario: Scenario) -> tuple[NDArray[np.float64], NDArray[np.fl
     """
     k = scenario.cells
     width, height = (side / k for side in box_km(scenario.box))
-    trips = scenario.trips.reshape(-1, k, k, k, k)
+    results = [_lengths_of_step(trips, k, width, height) for trips in scenario.trip_steps]
+    length, east, north = np.mean(results, axis=0)
+    return length, east, north
+
+
+def _lengths_of_step(trips: TripMatrix, k: int, width: float, height: float) -> NDArray[np.float64]:
+    """Mean length, displacement east and north of the trips from each cell of ``width x height`` kilometres, ``[3, K]``."""
+    if not isinstance(trips, np.ndarray):
+        entries = trips.tocoo()
+        origin, destination = entries.coords
+        across, along = (destination // k - origin // k) * width, (destination % k - origin % k) * height
+        values = (np.hypot(across, along), across, along)
+        return np.stack([np.bincount(origin, entries.data * value, minlength=k * k) for value in values])
     axis = np.arange(k)
-    length, east, north = np.zeros((k, k)), np.zeros((k, k)), np.zeros((k, k))
+    result = np.zeros((3, k, k))
     # Column by column: on fine grids another K x K matrix, of distances, would cost as much memory as the trips.
-    for i in range(k):
-        flow = trips[0, i] if len(trips) == 1 else trips[:, i].mean(0)  # [origin j, destination i, destination j]
+    for i, flow in enumerate(trips.reshape(k, k, k, k)):  # [origin j, destination i, destination j]
         across = (axis - i) * width
         along = (axis[None, :] - axis[:, None]) * height  # [origin j, destination j]
-        length[i] = (flow * np.hypot(across[None, :, None], along[:, None, :])).sum((1, 2))
-        east[i] = flow.sum(2) @ across
-        north[i] = (flow.sum(1) * along).sum(1)
-    return length.ravel(), east.ravel(), north.ravel()
+        result[0, i] = (flow * np.hypot(across[None, :, None], along[:, None, :])).sum((1, 2))
+        result[1, i] = flow.sum(2) @ across
+        result[2, i] = (flow.sum(1) * along).sum(1)
+    return result.reshape(3, -1)
 
 
 def mean_trip(scenario: Scenario) -> float:
@@ -112,8 +126,7 @@ def mean_trip(scenario: Scenario) -> float:
 
 def _without_trips(scenario: Scenario) -> NDArray[np.bool_]:
     """The cells ``[K]`` that have the identity row at every step."""
-    stays = np.diagonal(scenario.trips, axis1=-2, axis2=-1).reshape(-1, scenario.cells**2)
-    return np.asarray(stays.min(0) == 1.0)
+    return np.asarray(np.min([trips.diagonal() for trips in scenario.trip_steps], axis=0) == 1.0)
 
 
 def _draw_arrows(axes: Axes, scenario: Scenario, east: NDArray[np.float64], north: NDArray[np.float64]) -> None:
@@ -159,8 +172,8 @@ def _facts(scenario: Scenario) -> list[tuple[str, str]]:
         ("entropy floor", f"{scenario.entropy_floor:.1%} of the maximum"),
         ("mean trip", f"{mean_trip(scenario):.2f} km"),
     ]
-    if scenario.demand.ndim == 2 or scenario.trips.ndim == 3:
-        steps = len(scenario.demand if scenario.demand.ndim == 2 else scenario.trips)
+    steps = max(len(np.atleast_2d(scenario.demand)), len(scenario.trip_steps))
+    if steps > 1:
         facts.append(("time", f"{steps} steps; their mean is shown"))
     for key, label in PROVENANCE.items():
         value = scenario.provenance.get(key)

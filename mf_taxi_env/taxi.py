@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from mf_taxi_env.motion import CongestedMotion, FreeMotion, Motion
 from mf_taxi_env.noise import TruncatedGaussian
 from mf_taxi_env.safety import Constraint, EntropyFloor
 from mf_taxi_env.scenarios.scenario import Scenario
+from mf_taxi_env.sparse import SparseMatrix
 
 RewardTiming = Literal["current", "next"]
 
@@ -77,15 +79,24 @@ class TaxiMDP(ParticleMDP):
         self.reward_timing: RewardTiming = reward_timing
         # One row per step of the day; a single row where demand and trips do not change.
         self._demand = torch.tensor(scenario.demand, dtype=dtype, device=self.device).reshape(-1, grid.size)
-        self._trips = torch.tensor(scenario.trips, dtype=dtype, device=self.device).reshape(-1, grid.size, grid.size)
+        self._trips = tuple(
+            torch.tensor(trips, dtype=dtype, device=self.device)
+            if isinstance(trips, np.ndarray)
+            else SparseMatrix(trips, dtype, self.device)
+            for trips in scenario.trip_steps
+        )
 
     def demand(self, t: int) -> Tensor:
         """Demand ``rho_t``, ``[K]``; the last one known for steps past the scenario's."""
         return self._demand[min(t, len(self._demand) - 1)]
 
-    def trips(self, t: int) -> Tensor:
-        """Trip probabilities ``Phi_t``, ``[K, K]``: row = origin, column = destination."""
+    def trips(self, t: int) -> Tensor | SparseMatrix:
+        """Trip probabilities ``Phi_t``, ``[K, K]``: row = origin, column = destination; sparse where the scenario's are."""
         return self._trips[min(t, len(self._trips) - 1)]
+
+    def target(self, t: int = 0) -> Tensor:
+        """The demand ``rho_t``, ``[K]``."""
+        return self.demand(t)
 
     def initial(self, batch: Sequence[int] = ()) -> Tensor:
         """Uniform distributions ``[*batch, K]``: the largest entropy, hence safe."""
@@ -95,7 +106,8 @@ class TaxiMDP(ParticleMDP):
         """Passenger trips: ``min(mu, rho) Phi + (mu - min(mu, rho))``, ``[..., K]``."""
         # mu - idle = min(mu, rho) is mu * min(1, rho / mu) without the quotient, whose gradient is NaN at an empty cell.
         idle = (mu - self.demand(t)).relu()
-        return (mu - idle) @ self.trips(t) + idle
+        shifted: Tensor = (mu - idle) @ self.trips(t) + idle
+        return shifted
 
     def reward(self, mu: Tensor, actions: Tensor, next_mu: Tensor, t: int = 0) -> Tensor:
         """``-KL(rho || mu)`` in nats, ``[...]``, at most zero."""

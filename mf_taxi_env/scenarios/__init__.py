@@ -1,4 +1,4 @@
-"""Cities: built in, read from a file, or made from trip records."""
+"""Cities: built in, generated, read from a file, or made from trip records."""
 
 from __future__ import annotations
 
@@ -9,22 +9,36 @@ from pathlib import Path
 
 from mf_taxi_env.scenarios.city import ParametricCity
 from mf_taxi_env.scenarios.scenario import Scenario
+from mf_taxi_env.scenarios.synthetic import scenario_family, synthetic_scenario
+from mf_taxi_env.scenarios.traces import trips_from_traces
 from mf_taxi_env.scenarios.trips import scenario_from_trips
 
-__all__ = ["ParametricCity", "Scenario", "list_scenarios", "load_scenario", "scenario_from_trips"]
+__all__ = [
+    "ParametricCity",
+    "Scenario",
+    "list_scenarios",
+    "load_scenario",
+    "scenario_family",
+    "scenario_from_trips",
+    "synthetic_scenario",
+    "trips_from_traces",
+]
+
+SYNTHETIC = "synthetic"
 
 
 def list_scenarios() -> list[str]:
     """Names of the built-in scenarios, sorted."""
-    return sorted(Path(entry.name).stem for entry in files(__name__).iterdir() if entry.name.endswith(".toml"))
+    return sorted([SYNTHETIC, *(Path(entry.name).stem for entry in files(__name__).iterdir() if entry.name.endswith(".toml"))])
 
 
 def load_scenario(name: str | os.PathLike[str], cells: int = 25) -> Scenario:
     """A scenario by its name or from a file.
 
     Args:
-        name: A built-in (see :func:`list_scenarios`), or the path of a ``.npz`` scenario (see :meth:`Scenario.save`), or of a
-            ``.toml`` file of city parameters (see :class:`ParametricCity`).
+        name: A built-in (see :func:`list_scenarios`), where ``"synthetic:7"`` is the generated city of seed 7; or the path of a
+            ``.npz`` scenario (see :meth:`Scenario.save`), or of a ``.toml`` file of city parameters (see
+            :class:`ParametricCity`).
         cells: Cells per axis, ``k``. Built-ins and parameters are made for that grid; a ``.npz`` of another is resampled.
 
     Returns:
@@ -45,10 +59,14 @@ def load_scenario(name: str | os.PathLike[str], cells: int = 25) -> Scenario:
         return Scenario.load(path).resample(cells)
     if path.suffix == ".toml":
         return ParametricCity.load(path).scenario(cells)
+    name = os.fspath(name)
+    family, _, seed = name.partition(":")
+    if family == SYNTHETIC and (name == SYNTHETIC or seed.isdecimal()):
+        return synthetic_scenario(cells, int(seed or 0))
     known = list_scenarios()
     if name not in known:
-        raise ValueError(f"unknown scenario {os.fspath(name)!r}; known are {known}, or the path of a .npz or .toml file")
-    return _built_in(os.fspath(name)).scenario(cells)
+        raise ValueError(f"unknown scenario {name!r}; known are {known}, 'synthetic:SEED', or the path of a .npz or .toml file")
+    return _built_in(name).scenario(cells)
 
 
 @cache

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.polynomial.legendre import leggauss
 from numpy.typing import NDArray
 
-from mf_taxi_env.scenarios.scenario import Box, Scenario, rows_or_identity, validated_box
+from mf_taxi_env.scenarios.scenario import Box, Scenario, validated_box
+from mf_taxi_env.scenarios.trip_probabilities import rows_or_identity
 
 #: Mean radius of the Earth in kilometres (IUGG).
 EARTH_RADIUS = 6371.0088
@@ -200,18 +201,15 @@ class ParametricCity:
         size = cells * cells
         apart = np.abs(np.arange(cells)[:, None] - np.arange(cells))
         decay = self.decay.cell_averages(cells, self.box)
-        # decay[|i - i'|, |j - j'|] with the axes in the order origin i, origin j, destination i', destination j'.
-        trips = decay[apart[:, None, :, None], apart[None, :, None, :]].reshape(size, size)
+        trips = np.empty((size, size))
+        # Axes: origin i, origin j, destination i', destination j'. Column by column: on fine grids every copy counts.
+        for i, column in enumerate(trips.reshape(cells, cells, cells, cells)):
+            column[:] = decay[apart[i][None, :, None], apart[:, None, :]]
         trips *= self.attraction.cell_masses(cells)
-        totals = trips.sum(-1, keepdims=True)
-        if (totals > 0).all():
-            trips /= totals  # In place: on fine grids every copy counts.
-        else:
-            trips = rows_or_identity(trips)
         return Scenario(
             name=self.name,
             demand=self.demand.cell_masses(cells),
-            trips=trips,
+            trips=rows_or_identity(trips),
             box=self.box,
             entropy_floor=self.entropy_floor,
             provenance={"parametric": True, "source": self.provenance},

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mf_taxi_env.scenarios.row_files import as_number, is_degree, scan, unreadable
 from mf_taxi_env.scenarios.scenario import Box
 
 if TYPE_CHECKING:
@@ -20,6 +21,20 @@ COORDINATES = ("pickup_lon", "pickup_lat", "dropoff_lon", "dropoff_lat")
 COLUMNS = (*COORDINATES, "pickup_time", "trips")
 
 Window = tuple[str, str]
+Index: TypeAlias = NDArray[np.integer]
+#: Nanoseconds.
+DAY = 24 * 60 * 60 * 10**9
+
+
+class TripCounts(NamedTuple):
+    """How many trips go from one place to another in a slice of the window."""
+
+    step: Index  #: slice [n], ascending
+    origin: Index  #: index of the place where they start [n]
+    destination: Index  #: index of the place where they end [n]
+    trips: NDArray[np.float64]  #: their number [n]
+    origins: NDArray[np.complex128]  #: places, longitude + latitude * i
+    destinations: NDArray[np.complex128]
 
 
 def count_trips(
@@ -30,18 +45,16 @@ def count_trips(
     columns: Mapping[str, str],
     source_cell: tuple[float, float] | None,
     bad_rows: str,
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, int]]:
-    """Trips per distinct origin and destination, as columns, and the counts of rows that were left out."""
-    try:
-        import polars as pl
-    except ImportError as error:
-        raise ImportError("Reading trip files needs polars: pip install 'safe-m3-taxi[trips]'") from error
-
+    steps: int,
+) -> tuple[TripCounts, dict[str, int]]:
+    """Trips per distinct slice of the window, origin and destination, and the counts of rows left out."""
     frame = _selected(path, window, columns)
+    import polars as pl
+
     half = (0.0, 0.0) if source_cell is None else (source_cell[0] / 2, source_cell[1] / 2)
-    is_bad = {name: ~condition.fill_null(False) for name, condition in _readable(frame).items()}
+    is_bad = {name: ~condition for name, condition in _readable(frame).items()}
     good = ~pl.any_horizontal(*is_bad.values())
-    in_window = pl.lit(True) if window is None else _in_window(window)
+    in_window = pl.lit(True) if window is None else (_since(window) < _parsed(window)[1]).fill_null(False)
     starts = good & in_window & _in_box("pickup_lon", "pickup_lat", box, half)
     ends = _in_box("dropoff_lon", "dropoff_lat", box, half)
     audit = frame.select(
@@ -54,79 +67,69 @@ def count_trips(
         # How many rows would start in the box if longitude and latitude changed places.
         (_in_box("pickup_lat", "pickup_lon", box, half).fill_null(False)).sum().alias("swapped"),
     )
-    inside = frame.filter(starts)
+    step = pl.lit(0) if window is None else _since(window) * steps // _parsed(window)[1]
+    inside = frame.filter(starts).with_columns(step=step.cast(pl.Int64))
+    # A point is as good as its cell, and a short key takes a fraction of the memory of five columns.
+    keys = ("step", *COORDINATES) if source_cell else ("key",)
     if source_cell is None:
-        # A point is as good as its cell's centre, and there are at most K * (K + 1) pairs of those: memory stays bounded.
-        west, east, south, north = box
-        inside = inside.with_columns(
-            *[_snapped(column, west, east, cells) for column in ("pickup_lon", "dropoff_lon")],
-            *[_snapped(column, south, north, cells) for column in ("pickup_lat", "dropoff_lat")],
-        )
-    counts = inside.group_by(COORDINATES).agg(pl.col("trips").sum())
+        inside = inside.select("trips", key=_pair_key(box, cells, steps))
+    counts = inside.group_by(keys).agg(pl.col("trips").sum()).sort(keys)
     try:
-        audited, counted = pl.collect_all([audit, counts.sort(COORDINATES)], engine="streaming")
+        audited, counted = pl.collect_all([audit, counts], engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise unreadable(path, error) from error
 
     facts: dict[str, int] = audited.row(0, named=True)
     bad = {name.removeprefix("bad:"): facts.pop(name) for name in list(facts) if name.startswith("bad:")}
     swapped = facts.pop("swapped")
     _check(path, facts, bad, swapped, box, window, columns, keep_going=bad_rows == "drop")
-    return {name: counted[name].to_numpy().astype(np.float64) for name in (*COORDINATES, "trips")}, facts
+    trips = counted["trips"].to_numpy()
+    if source_cell is None:
+        step_of, origin, destination = _split(counted["key"].to_numpy(), cells * cells)
+        centres = _centres(box, cells)
+        return TripCounts(step_of, origin, destination, trips, centres, centres), facts
+    placed = []
+    for end in ("pickup", "dropoff"):
+        lon, lat = (counted[f"{end}_{axis}"].to_numpy() for axis in ("lon", "lat"))
+        placed.append(np.unique(lon + 1j * lat, return_inverse=True))
+    (origins, origin), (destinations, destination) = placed
+    return TripCounts(counted["step"].to_numpy(), origin, destination, trips, origins, destinations), facts
+
+
+def slice_name(window: Window, steps: int, step: int) -> str:
+    """Which times of day one of ``steps`` equal slices of the window covers, in words."""
+    start, length = _parsed(window)
+    minutes = [(start + length * edge // steps) // (60 * 10**9) % (24 * 60) for edge in (step, step + 1)]
+    return " to ".join(f"{minute // 60:02d}:{minute % 60:02d}" for minute in minutes)
 
 
 def _selected(path: Path, window: Window | None, columns: Mapping[str, str]) -> pl.LazyFrame:
     """The columns we need under our names, coordinates and counts as numbers (null where unreadable)."""
+
+    def needed(names: Collection[str]) -> list[str]:
+        counted = "trips" in columns or "trips" in names
+        return [*COORDINATES, *["pickup_time"] * (window is not None), *["trips"] * counted]
+
+    frame = scan(path, "trip", COLUMNS, needed, columns)  # says how to install polars
     import polars as pl
 
-    unknown = set(columns) - set(COLUMNS)
-    if unknown:
-        raise ValueError(f"columns maps unknown names {sorted(unknown)}; allowed are {list(COLUMNS)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no trip file at {path}")
-    kind = path.name.lower()
-    try:
-        if kind.endswith((".parquet", ".pq")):
-            frame = pl.scan_parquet(path)
-        elif kind.endswith((".csv", ".csv.gz", ".csv.zst")):
-            # As text: a single malformed number must be counted and named, not abort the reader.
-            frame = pl.scan_csv(path, infer_schema=False)
-        else:
-            raise ValueError(f"{path}: trips must be a .csv, .csv.gz, .csv.zst or .parquet file")
-        schema = frame.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {_first_line(error)}") from error
-
-    needed = [*COORDINATES, *(["pickup_time"] if window else [])]
-    if "trips" in columns or "trips" in schema:
-        needed.append("trips")
-    actual = {name: columns.get(name, name) for name in needed}
-    missing = [f"{column!r} (for {name})" for name, column in actual.items() if column not in schema]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {', '.join(missing)}; it has {schema.names()}. "
-            "Map our names to the file's with columns={...}"
-        )
-    numbers = [pl.col(actual[name]).cast(pl.Float64, strict=False).alias(name) for name in COORDINATES]
-    if "trips" in actual:
-        numbers.append(pl.col(actual["trips"]).cast(pl.Float64, strict=False).alias("trips"))
-    else:
-        numbers.append(pl.lit(1.0).alias("trips"))
+    schema = frame.collect_schema()
+    numbers = [as_number(name) for name in COORDINATES]
+    numbers.append(as_number("trips") if "trips" in schema else pl.lit(1.0).alias("trips"))
     if window:
-        time = pl.col(actual["pickup_time"])
-        if schema[actual["pickup_time"]] == pl.String:
+        time = pl.col("pickup_time")
+        if schema["pickup_time"] == pl.String:
             time = time.str.to_datetime(strict=False)
-        numbers.append(time.dt.time().alias("pickup_time"))
+        numbers.append(time.dt.time())
     return frame.select(numbers)
 
 
 def _readable(frame: pl.LazyFrame) -> dict[str, pl.Expr]:
-    """For each column, the condition that its value makes sense."""
+    """For each column, the condition that its value makes sense; never null."""
     import polars as pl
 
-    limits = {"pickup_lon": 180.0, "pickup_lat": 90.0, "dropoff_lon": 180.0, "dropoff_lat": 90.0}
-    conditions = {name: pl.col(name).is_finite() & (pl.col(name).abs() <= limit) for name, limit in limits.items()}
-    conditions["trips"] = pl.col("trips").is_finite() & (pl.col("trips") >= 0)
+    conditions = {name: is_degree(name) for name in COORDINATES}
+    conditions["trips"] = (pl.col("trips").is_finite() & (pl.col("trips") >= 0)).fill_null(False)
     if "pickup_time" in frame.collect_schema():
         conditions["pickup_time"] = pl.col("pickup_time").is_not_null()
     return conditions
@@ -141,28 +144,61 @@ def _in_box(lon: str, lat: str, box: Box, half: tuple[float, float]) -> pl.Expr:
     return horizontal & (pl.col(lat) + half[1] >= south) & (pl.col(lat) - half[1] <= north)
 
 
-def _in_window(window: Window) -> pl.Expr:
-    import polars as pl
-
+def _parsed(window: Window) -> tuple[int, int]:
+    """Start and length of the window in nanoseconds."""
     try:
         start, end = (dt.time.fromisoformat(text) for text in window)
     except (TypeError, ValueError) as error:
         raise ValueError(f"window must be two times of day such as ('19:00', '22:00'), got {window!r}") from error
-    time = pl.col("pickup_time")
     if start == end:
         raise ValueError(f"window must not be empty, got {window!r}")
-    inside = (time >= start) & (time < end) if start < end else (time >= start) | (time < end)
-    return inside.fill_null(False)
+    first, last = (
+        ((time.hour * 60 + time.minute) * 60 + time.second) * 10**9 + time.microsecond * 1000 for time in (start, end)
+    )
+    return first, (last - first) % DAY
 
 
-def _snapped(column: str, low: float, high: float, cells: int) -> pl.Expr:
-    """The centre of the point's cell; points beyond the box snap to centres beyond it, one on either side."""
+def _since(window: Window) -> pl.Expr:
+    """Nanoseconds from the window's start to the pick-up, on the same day or the next."""
     import polars as pl
 
-    value = pl.col(column)
-    index = ((value - low) / (high - low) * cells).floor().clip(-1, cells)
-    index = pl.when(value == high).then(cells - 1).otherwise(index)
-    return (low + (index + 0.5) * ((high - low) / cells)).alias(column)
+    return (pl.col("pickup_time").cast(pl.Int64) - _parsed(window)[0]) % DAY
+
+
+def _pair_key(box: Box, cells: int, steps: int) -> pl.Expr:
+    """Slice, origin cell and destination cell as one number; all destinations outside the box are cell ``K``."""
+    import polars as pl
+
+    west, east, south, north = box
+
+    def index(column: str, low: float, high: float) -> pl.Expr:
+        value = pl.col(column)
+        # The last cell of an axis includes its upper edge.
+        return pl.when(value == high).then(cells - 1).otherwise(((value - low) / (high - low) * cells).floor())
+
+    origin = index("pickup_lon", west, east) * cells + index("pickup_lat", south, north)
+    x, y = index("dropoff_lon", west, east), index("dropoff_lat", south, north)
+    inside = x.is_between(0, cells - 1) & y.is_between(0, cells - 1)
+    size = cells * cells
+    pair = (pl.col("step") * size + origin) * (size + 1) + pl.when(inside).then(x * cells + y).otherwise(size)
+    return pair.cast(pl.UInt32 if steps * size * (size + 1) < 2**32 else pl.UInt64)
+
+
+def _split(key: NDArray[np.unsignedinteger], size: int) -> tuple[Index, Index, Index]:
+    """Slice, origin and destination of each key."""
+    rest, destination = np.divmod(key, size + 1)
+    step, origin = np.divmod(rest, size)
+    return step, origin, destination
+
+
+def _centres(box: Box, cells: int) -> NDArray[np.complex128]:
+    """The centre of each cell, and a place east of the box."""
+    west, east, south, north = box
+    cell = np.arange(cells * cells + 1)
+    centres: NDArray[np.complex128] = (
+        west + (cell // cells + 0.5) * ((east - west) / cells) + 1j * (south + (cell % cells + 0.5) * ((north - south) / cells))
+    )
+    return centres
 
 
 def _check(
@@ -196,7 +232,3 @@ def _check(
     if window and facts["rows_outside_box"] == 0:
         raise ValueError(f"{path}: no trip starts in the window {window[0]} to {window[1]} ({rows} rows read)")
     raise ValueError(f"{path}: no trip starts in the box {box} ({rows} rows read, {facts['rows_outside_box']} outside it)")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

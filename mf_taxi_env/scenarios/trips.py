@@ -10,9 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from scipy import sparse
 
-from mf_taxi_env.scenarios.scenario import Box, Scenario, rows_or_identity, validated_box
-from mf_taxi_env.scenarios.trip_files import Window, count_trips
+from mf_taxi_env.scenarios.scenario import Box, Scenario, validated_box
+from mf_taxi_env.scenarios.trip_files import Window, count_trips, slice_name
+from mf_taxi_env.scenarios.trip_probabilities import rows_or_identity
+
+#: Cells per axis up to which trips are kept dense: 20 MB, and a product faster than a sparse one.
+DENSE_CELLS = 40
 
 
 def scenario_from_trips(
@@ -21,6 +26,7 @@ def scenario_from_trips(
     box: Box,
     cells: int = 25,
     window: Window | None = None,
+    steps: int = 1,
     smoothing: int = 3,
     columns: Mapping[str, str] | None = None,
     source_cell: tuple[float, float] | None = None,
@@ -38,6 +44,8 @@ def scenario_from_trips(
         box: Study area ``(west, east, south, north)`` in degrees.
         cells: Cells per axis, ``k``.
         window: Local times of day ``("19:00", "22:00")`` of the pick-up, start inclusive and end exclusive; may pass midnight.
+        steps: Equal slices of the window by pick-up time. More than one gives demand ``[T, K]`` and trips of every slice, one
+            slice per step of an episode; a cell without a trip in a slice has the identity row there.
         smoothing: Odd side of the median filter over the demand, in cells; 1 for none.
         columns: Maps our names (``pickup_lon``, ``pickup_lat``, ``dropoff_lon``, ``dropoff_lat``, ``pickup_time``, ``trips``)
             to the file's, where they differ. ``trips``, a count per row, is used where the file has it; one row is one trip
@@ -49,15 +57,15 @@ def scenario_from_trips(
         name: Name of the scenario; default the file's.
 
     Returns:
-        The scenario. ``provenance`` holds the file's name, the settings, and the counts of rows: ``rows`` read, ``bad_rows``,
-        ``rows_outside_window``, ``rows_outside_box`` (pick-up outside), ``rows_leaving`` (drop-off outside), and ``trips``
-        that start in the box.
+        The scenario; its trips are sparse on more than 40 x 40 cells. ``provenance`` holds the file's name, the settings, and
+        the counts of rows: ``rows`` read, ``bad_rows``, ``rows_outside_window``, ``rows_outside_box`` (pick-up outside),
+        ``rows_leaving`` (drop-off outside), and ``trips`` that start in the box.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If polars is not installed.
         ValueError: If an argument is out of range, the file cannot be read, a column is missing, values are bad, or nothing
-        is left.
+            is left, in the whole window or in one of its slices.
     """
     path = Path(source)
     box = validated_box(box)
@@ -65,6 +73,12 @@ def scenario_from_trips(
         raise ValueError(f"cells must be an integer >= 1, got {cells!r}")
     if not isinstance(smoothing, int) or smoothing < 1 or smoothing % 2 == 0:
         raise ValueError(f"smoothing must be an odd integer >= 1 (a median filter's side in cells), got {smoothing!r}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
+    if steps > 1 and window is None:
+        raise ValueError(
+            f"steps={steps} cuts the window of pick-up times into slices: give a window such as ('19:00', '22:00')"
+        )
     if source_cell is not None and not (len(source_cell) == 2 and all(0 < side < np.inf for side in source_cell)):
         raise ValueError(f"source_cell must be (width, height) in degrees, both positive and finite, got {source_cell!r}")
     if source_cell is not None and (source_cell[0] > box[1] - box[0] or source_cell[1] > box[3] - box[2]):
@@ -72,36 +86,37 @@ def scenario_from_trips(
     if bad_rows not in ("raise", "drop"):
         raise ValueError(f"bad_rows must be 'raise' or 'drop', got {bad_rows!r}")
 
-    counts, report = count_trips(path, box, cells, window, columns or {}, source_cell, bad_rows)
-    width, height = source_cell or (0.0, 0.0)
+    counts, report = count_trips(path, box, cells, window, columns or {}, source_cell, bad_rows, steps)
     west, east, south, north = box
-    origin = _cell_shares(counts["pickup_lon"], counts["pickup_lat"], (west, east, width), (south, north, height), cells)
-    target = _cell_shares(counts["dropoff_lon"], counts["dropoff_lat"], (west, east, width), (south, north, height), cells)
-    weight = counts["trips"]
-    size = cells * cells
-    pickups, flow = np.zeros(size), np.zeros(size * size)
-    for o_index, o_share in origin:
-        pickups += np.bincount(o_index, weights=weight * o_share, minlength=size)
-        for d_index, d_share in target:
-            flow += np.bincount(o_index * size + d_index, weights=weight * o_share * d_share, minlength=size * size)
-    demand = median_smoothed(pickups, smoothing)
-    if demand.sum() <= 0:
-        raise ValueError(
-            f"{path}: smoothing={smoothing} leaves no demand on {cells} x {cells} cells: too few trips ({pickups.sum():.0f})"
-        )
+    width, height = source_cell or (0.0, 0.0)
+    x_axis, y_axis = (west, east, width), (south, north, height)
+    # Trips are counted between places and then spread: a place touches many cells, and a pair of places their product.
+    o_share, d_share = (_shares(places, x_axis, y_axis, cells) for places in (counts.origins, counts.destinations))
+    pickups, demand, trips, inside = 0.0, [], [], 0.0
+    edges = np.searchsorted(counts.step, np.arange(steps + 1))
+    for step in range(steps):
+        now = slice(edges[step], edges[step + 1])
+        shape = (o_share.shape[0], d_share.shape[0])
+        between = sparse.csr_array((counts.trips[now], (counts.origin[now], counts.destination[now])), shape=shape)
+        starts = o_share.T @ between.sum(1)
+        flow = sparse.csr_array(o_share.T @ between) @ d_share
+        demand.append(_demand(path, starts, smoothing, slice_name(window, steps, step) if window and steps > 1 else None))
+        pickups, inside = pickups + float(starts.sum()), inside + float(flow.sum())
+        trips.append(rows_or_identity(flow if cells > DENSE_CELLS else flow.toarray()))
     return Scenario(
         name=name or path.name.split(".")[0],
-        demand=demand / demand.sum(),
-        trips=rows_or_identity(flow.reshape(size, size)),
+        demand=np.stack(demand) if steps > 1 else demand[0],
+        trips=trips[0] if steps == 1 else tuple(trips) if cells > DENSE_CELLS else np.stack(trips),
         box=box,
         entropy_floor=entropy_floor,
         provenance={
             "file": path.name,
             **report,
-            "trips": float(pickups.sum()),
-            "trips_inside": float(flow.sum()),
+            "trips": pickups,
+            "trips_inside": inside,
             "smoothing": smoothing,
             "window": list(window) if window else None,
+            "steps": steps,
             "source_cell": list(source_cell) if source_cell else None,
         },
     )
@@ -114,19 +129,34 @@ def median_smoothed(mass: NDArray[np.float64], side: int) -> NDArray[np.float64]
     return np.median(sliding_window_view(padded, (side, side)), axis=(2, 3)).ravel()
 
 
-def _cell_shares(
-    lon: NDArray[np.float64],
-    lat: NDArray[np.float64],
-    x_axis: tuple[float, float, float],
-    y_axis: tuple[float, float, float],
-    cells: int,
-) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """The cells that each row may touch: pairs of cell indices ``[n]`` and the row's share in them ``[n]``."""
-    return [
-        (x_index * cells + y_index, x_share * y_share)
-        for x_index, x_share in _axis_shares(lon, *x_axis, cells)
-        for y_index, y_share in _axis_shares(lat, *y_axis, cells)
+def _demand(path: Path, starts: NDArray[np.float64], smoothing: int, when: str | None) -> NDArray[np.float64]:
+    """Demand ``[K]`` from the trips that start in each cell."""
+    if when and starts.sum() <= 0:
+        raise ValueError(f"{path}: no trip starts in the box from {when}: take fewer steps or a longer window")
+    demand = median_smoothed(starts, smoothing)
+    if demand.sum() <= 0:
+        cells, within = round(starts.size**0.5), f" from {when}" if when else ""
+        raise ValueError(
+            f"{path}: smoothing={smoothing} leaves no demand on {cells} x {cells} cells{within}: too few trips "
+            f"({starts.sum():.0f})"
+        )
+    demand /= demand.sum()
+    return demand
+
+
+def _shares(
+    places: NDArray[np.complex128], x_axis: tuple[float, float, float], y_axis: tuple[float, float, float], cells: int
+) -> sparse.csr_array:
+    """The share of each place in our cells, ``[places, K]``."""
+    rows = np.arange(places.size)
+    entries = [
+        (x_share * y_share, rows, x_index * cells + y_index)
+        for x_index, x_share in _axis_shares(places.real, *x_axis, cells)
+        for y_index, y_share in _axis_shares(places.imag, *y_axis, cells)
     ]
+    value, row, cell = (np.concatenate(parts) for parts in zip(*entries, strict=True))
+    some = value > 0
+    return sparse.csr_array((value[some], (row[some], cell[some])), shape=(places.size, cells * cells))
 
 
 def _axis_shares(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 import mf_taxi_env.cli as cli
 from mf_taxi_env.scenarios import Scenario, list_scenarios, load_scenario
@@ -84,6 +85,28 @@ def test_build_spreads_source_cells(trips: str) -> None:
     assert Scenario.load("city.npz").provenance["source_cell"] == [0.02, 0.01]
 
 
+def test_build_cuts_the_window_into_steps(trips: str) -> None:
+    """--steps reaches the scenario: demand and trips of each slice."""
+    assert build(trips, "--window", "06:00", "18:00", "--steps", "2", "--smoothing", "1") == 0
+    assert Scenario.load("city.npz").demand.shape == (2, 25)
+
+
+def test_trips_are_found_in_traces_and_built(capsys: pytest.CaptureFixture[str]) -> None:
+    """The report tells the counts, the file feeds build, and an existing file stays unless --overwrite is given."""
+    rows = [f"a,19:{n:02d}:00,{-73.99 + n / 1000},40.75,{flag}" for n, flag in enumerate("0110010")]
+    Path("gps.csv").write_text("\n".join(["vehicle,time,lon,lat,occupied", *rows]) + "\n")
+    command = ("trips", "gps.csv", "--columns", "taxi=vehicle", "--out", "found.csv")
+    assert cli.main([*command, "--max-gap", "60"]) == 0
+    out = capsys.readouterr().out
+    assert "7 rows of 1 taxis" in out and "2 trips" in out and "found.csv" in out
+    assert cli.main(["build", "found.csv", *BOX, "--cells", "4", "--smoothing", "1", "--out", "city.npz"]) == 0
+    assert Scenario.load("city.npz").provenance["trips"] == 2
+    capsys.readouterr()
+    assert cli.main(command) == 2
+    assert "found.csv exists; replace it with --overwrite" in error_of(capsys)
+    assert cli.main([*command, "--overwrite"]) == 0
+
+
 def test_build_does_not_overwrite_unasked(trips: str, capsys: pytest.CaptureFixture[str]) -> None:
     """An existing file stays as it is unless --overwrite is given, also when .npz was left out."""
     Path("city.npz").write_bytes(b"precious")
@@ -135,6 +158,8 @@ def test_bad_arguments_end_in_one_line(
         (("build", "none.csv", *BOX, "--out", "a.npz"), "no trip file at none.csv"),
         (("build", "trips.txt", *BOX, "--out", "a.npz"), "trips.txt"),
         (("show", "atlantis"), "unknown scenario 'atlantis'.*shenzhen"),
+        (("trips", "none.csv", "--out", "a.csv"), "no trace file at none.csv"),
+        (("trips", "none.csv", "--out", "missing/a.csv"), "no folder missing"),
         (("show", "none.npz"), "no scenario file at none.npz"),
         (("show", "shenzhen", "--cells", "0"), "cells must be an integer >= 1, got 0"),
         (("show", "shenzhen", "--cells", "5", "--out", "a.jpg"), ".png, .pdf, .svg, got 'a.jpg'"),
@@ -177,6 +202,28 @@ def test_show_takes_demand_that_varies_over_time(capsys: pytest.CaptureFixture[s
     assert "4 x 4 cells" in capsys.readouterr().out
 
 
+def test_show_draws_sparse_trips_with_the_same_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    """Dense or sparse, constant or per step: the printed figures are those of the same city."""
+    base = load_scenario("shenzhen", cells=4)
+    flow = np.where(base.trips > 0.05, base.trips, 0.0) + 1e-3 * np.eye(16)
+    flow[3] = np.eye(16)[3]
+    rows = flow / flow.sum(1, keepdims=True)
+    thin = sparse.csr_array(rows)
+    printed = []
+    for trips in (rows, thin, np.stack([rows, rows]), (thin, thin)):
+        Scenario("city", base.demand, trips, base.box).save("city.npz")
+        assert cli.main(["show", "city.npz"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert len(set(printed)) == 1
+
+
+def test_show_draws_a_generated_city_of_a_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The seed is part of the name; the picture's name has no colon, which is not allowed everywhere."""
+    assert cli.main(["show", "synthetic:7", "--cells", "5"]) == 0
+    assert "synthetic:7: 5 x 5 cells" in capsys.readouterr().out
+    assert Path("synthetic-7.png").is_file()
+
+
 def test_show_works_without_the_bounds_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Without CVXPY everything but the bound is shown, with the way to install it."""
     monkeypatch.setitem(sys.modules, "cvxpy", None)
@@ -198,7 +245,7 @@ def test_a_missing_extra_is_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "pip install 'safe-m3-taxi[cli]'" in error_of(capsys)
 
 
-@pytest.mark.parametrize("args", [(), ("build",), ("show",), ("scenarios",)])
+@pytest.mark.parametrize("args", [(), ("build",), ("trips",), ("show",), ("scenarios",)])
 def test_help_explains_every_command(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     """Help exits with 0 and explains each argument from the docstring."""
     with pytest.raises(SystemExit) as stop:
@@ -206,7 +253,8 @@ def test_help_explains_every_command(args: tuple[str, ...], capsys: pytest.Captu
     assert stop.value.code == 0
     out = capsys.readouterr().out
     wanted = {
-        (): ("scenarios", "build", "show"),
+        (): ("scenarios", "build", "trips", "show"),
+        ("trips",): ("--out FILE", "--max-gap SECONDS", "--columns NAME=COLUMN", "Trip file to write"),
         ("build",): ("--box W E S N", "--columns NAME=COLUMN", "Study area in degrees"),
         ("show",): ("SCENARIO", "--out FILE.png", "Picture to write"),
         ("scenarios",): ("--cells",),

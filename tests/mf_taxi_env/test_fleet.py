@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from mf_taxi_env import FleetSimulator, Scenario, TaxiMDP, load_scenario
@@ -118,6 +119,26 @@ def test_trips_and_demand_of_the_step_are_used(make_scenario: Make) -> None:
     fleet, field = FleetSimulator(mdp, 200_000, seed=2).rollout(policy), mdp.rollout(policy)
     for t in range(5):
         assert total_variation(fleet.distributions[t], field.mu[t]) < 1.6 * expected_error(field.mu[t], 200_000)
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_sparse_trips_carry_the_same_fleet(make_scenario: Make, steps: int | None) -> None:
+    """The same seed draws the same destinations from sparse trips as from dense ones, at every step."""
+    dense = make_scenario(6, 1, steps=steps)
+    rng = np.random.default_rng(0)
+    rows = []
+    for trips in dense.trip_steps:
+        thinned = trips * (rng.random(trips.shape) < 0.3) + 1e-3 * np.eye(36)
+        rows.append(thinned / thinned.sum(-1, keepdims=True))
+    thin = tuple(map(sparse.csr_array, rows)) if steps else sparse.csr_array(rows[0])
+    paths = [
+        FleetSimulator(mdp, 5_000, seed=3).rollout(CellPolicy(mdp))
+        for mdp in (
+            TaxiMDP(Scenario("city", dense.demand, trips, dense.box), horizon=3)
+            for trips in (np.stack(rows) if steps else rows[0], thin)
+        )
+    ]
+    torch.testing.assert_close(paths[0].positions, paths[1].positions)
 
 
 def test_taxis_of_a_cell_without_trips_stay(make_scenario: Make) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from mf_taxi_env import Scenario, load_scenario
-from mf_taxi_env.scenarios.scenario import rows_or_identity
+from mf_taxi_env.scenarios.trip_probabilities import rows_or_identity
 
 Make = Callable[..., Scenario]
 
@@ -189,7 +190,7 @@ def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
         ({"version": None}, "version None"),
         ({"format": "other"}, "not a scenario"),
         ({"box": 5}, ""),
@@ -357,3 +358,162 @@ def test_bad_resampling_raises(make_scenario: Make, cells: object) -> None:
     """A grid has a whole, positive number of cells."""
     with pytest.raises(ValueError, match=r"cells .*got"):
         make_scenario(4).resample(cells)  # type: ignore[arg-type]
+
+
+def thin(city: Scenario, kind: str = "csr") -> Scenario:
+    """The same city with sparse trips."""
+    if city.trips.ndim == 3:
+        trips: Any = tuple(sparse.csr_array(step) for step in city.trips)
+    else:
+        trips = {"csr": sparse.csr_array, "coo": sparse.coo_array, "matrix": sparse.csr_matrix}[kind](city.trips)
+    return Scenario(city.name, city.demand, trips, city.box, city.entropy_floor, city.provenance)
+
+
+def assert_same_trips(one: Scenario, other: Scenario, atol: float = 0.0) -> None:
+    """Equal demand and trips, dense or sparse."""
+    np.testing.assert_allclose(one.demand, other.demand, rtol=1e-14, atol=atol)
+    assert len(one.trip_steps) == len(other.trip_steps)
+    for a, b in zip(one.trip_steps, other.trip_steps, strict=True):
+        a, b = (trips.toarray() if sparse.issparse(trips) else trips for trips in (a, b))
+        np.testing.assert_allclose(a, b, rtol=1e-14, atol=atol)
+
+
+@pytest.mark.parametrize("kind", ["csr", "coo", "matrix"])
+def test_sparse_trips_of_any_format_are_accepted_and_frozen(make_scenario: Make, kind: str) -> None:
+    """They come out as CSR in float64 with the same numbers, and nobody can write to them."""
+    dense = make_scenario(4)
+    city = thin(dense, kind)
+    assert isinstance(city.trips, sparse.csr_array)
+    assert city.cells == 4
+    assert_same_trips(city, dense)
+    for array in (city.trips.data, city.trips.indices, city.trips.indptr):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+
+
+def test_sparse_trips_are_copied_and_made_exact() -> None:
+    """The caller's matrix stays the caller's, duplicates add up, and rounding in the sums is repaired."""
+    rows = [0, 0, 1, 2, 3]
+    given = sparse.coo_array((np.array([0.25, 0.75, 1.0, 1.0, 1.00001], np.float32), (rows, [1, 1, 1, 2, 3])), shape=(4, 4))
+    city = Scenario(**{**GOOD, "trips": given})
+    assert isinstance(city.trips, sparse.csr_array)
+    given.data[:] = 7.0
+    np.testing.assert_allclose(city.trips.toarray(), np.eye(4)[[1, 1, 2, 3]], atol=1e-15)
+    assert city.trips.nnz == 4
+
+
+@pytest.mark.parametrize(
+    ("trips", "message"),
+    [
+        (sparse.eye_array(9), r"\(4, 4\).*\(9, 9\)"),
+        (sparse.diags_array([1.0, 1.0, 0.0, 1.0]), "1 of 4 sums .*worst 0"),
+        (sparse.diags_array([1.0, 1.0, -1.0, 1.0]), "1 of 4 entries"),
+        (sparse.diags_array([1.0, 1.0, math.nan, 1.0]), "1 of 4 entries"),
+        ((sparse.eye_array(4), sparse.eye_array(9)), r"\(9, 9\)"),
+        ((sparse.eye_array(4), np.eye(4)), "array of numbers"),
+        ((), "shape"),
+    ],
+)
+def test_bad_sparse_trips_raise(trips: object, message: str) -> None:
+    """Sparse trips are held to the same rules as dense ones."""
+    with pytest.raises(ValueError, match=rf"(?s)^trips.*{message}"):
+        Scenario(**{**GOOD, "trips": trips})
+    with pytest.raises(ValueError, match="demand has 3 steps and trips 2"):
+        Scenario(**{**GOOD, "demand": np.full((3, 4), 0.25), "trips": (sparse.eye_array(4),) * 2})
+
+
+@pytest.mark.parametrize("steps", [None, 1, 3])
+@pytest.mark.parametrize("way", ["file", "pickle", "deepcopy"])
+def test_sparse_round_trips(make_scenario: Make, tmp_path: Path, way: str, steps: int | None) -> None:
+    """Saving, pickling and copying sparse trips changes no number, keeps one step apart from none, and they stay frozen."""
+    city = thin(make_scenario(5, steps=steps))
+    if way == "file":
+        other = Scenario.load(city.save(tmp_path / "city.npz"))
+    elif way == "pickle":
+        other = pickle.loads(pickle.dumps(city))
+    else:
+        other = copy.deepcopy(city)
+    assert_same_trips(city, other)
+    assert type(other.trips) is type(city.trips)
+    assert not other.trip_steps[0].data.flags.writeable
+    assert other.digest == city.digest
+
+
+def test_the_file_version_says_who_can_read_it(make_scenario: Make, tmp_path: Path) -> None:
+    """Dense files stay version 1, which older readers know; sparse ones are version 2."""
+
+    def version(city: Scenario) -> int:
+        with np.load(city.save(tmp_path / "city.npz")) as file:
+            return int(json.loads(str(file["header"]))["version"])
+
+    assert version(make_scenario(3)) == 1
+    assert version(thin(make_scenario(3))) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trips_columns": np.array([0, 1, 2, 7])},
+        {"trips_columns": np.array([0, 1, 2, -1])},
+        {"trips_offsets": np.array([0, 1, 2, 3, 99])},
+        {"trips_offsets": np.array([0, 1, 2])},
+        {"trips_values": np.ones(3)},
+        {"trips_steps": np.array(2)},
+        {"trips_steps": np.array([])},
+    ],
+)
+def test_sparse_arrays_that_do_not_fit_raise(tmp_path: Path, change: dict[str, Any]) -> None:
+    """An index beyond the grid in a file would read foreign memory: it is refused, with the file's name."""
+    arrays = {
+        "trips_values": np.ones(4),
+        "trips_columns": np.arange(4),
+        "trips_offsets": np.arange(5),
+        "trips_steps": np.array(0),
+    }
+    for name, changed in (("good", {}), ("odd", change)):
+        np.savez(
+            tmp_path / f"{name}.npz", header=np.array(json.dumps(HEADER)), demand=np.full(4, 0.25), **{**arrays, **changed}
+        )
+    assert Scenario.load(tmp_path / "good.npz").trips.nnz == 4
+    with pytest.raises(ValueError, match=r"odd\.npz"):
+        Scenario.load(tmp_path / "odd.npz")
+
+
+@pytest.mark.parametrize(("source", "target"), [(4, 6), (6, 4), (5, 1)])
+@pytest.mark.parametrize("steps", [None, 2])
+def test_sparse_trips_resample_as_dense_ones(make_scenario: Make, source: int, target: int, steps: int | None) -> None:
+    """The same city on the same new grid, and still sparse."""
+    dense = make_scenario(source, steps=steps)
+    other = thin(dense).resample(target)
+    assert all(isinstance(trips, sparse.csr_array) for trips in other.trip_steps)
+    assert_same_trips(other, dense.resample(target), atol=1e-14)
+
+
+def test_demand_per_step_resamples_constant_trips_per_step(make_scenario: Make) -> None:
+    """Demand weighs the rows that a new cell mixes, so that its trips vary even where the old ones did not."""
+    varying = make_scenario(4, steps=2)
+    city = Scenario("mixed", varying.demand, varying.trips[0], varying.box)
+    other = city.resample(2)
+    for t in range(2):
+        alone = Scenario("one", varying.demand[t], varying.trips[0], varying.box).resample(2)
+        np.testing.assert_allclose(other.trips[t], alone.trips, atol=1e-14)
+
+
+def test_the_digest_tells_cities_apart(make_scenario: Make) -> None:
+    """Equal data, equal digest; another trip or another demand, another digest; dense and sparse each."""
+    city = make_scenario(3)
+    moved = Scenario(city.name, city.demand, city.trips[::-1], city.box)
+    wanted = Scenario(city.name, city.demand[::-1], city.trips, city.box)
+    digests = [one.digest for dense in (city, moved, wanted) for one in (dense, thin(dense))]
+    assert len(set(digests)) == 6
+    assert digests[0] == make_scenario(3).digest
+
+
+def test_frozen_arrays_are_shared_and_views_of_writable_ones_are_not() -> None:
+    """A fine grid's trips are not copied without need; a read-only view of somebody's array is no promise."""
+    trips = np.eye(4)
+    view = trips[:]
+    view.flags.writeable = False
+    assert not np.shares_memory(Scenario(**{**GOOD, "trips": view}).trips, trips)
+    city = Scenario(**GOOD)
+    assert np.shares_memory(Scenario(**{**GOOD, "trips": city.trips}).trips, city.trips)

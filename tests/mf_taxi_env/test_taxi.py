@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor
 
 from mf_taxi_env import CongestedMotion, EntropyFloor, FreeMotion, Grid, Scenario, TaxiMDP
@@ -300,3 +301,23 @@ def test_bad_arguments_raise(make_scenario: Make, argument: str, value: object) 
     with pytest.raises(ValueError, match=argument) as caught:
         TaxiMDP(make_scenario(3), **{argument: value})  # type: ignore[arg-type]
     assert str(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [None, 3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (F64, 1e-14)])
+def test_sparse_trips_are_the_same_world(make_scenario: Make, dtype: torch.dtype, tolerance: float, steps: int | None) -> None:
+    """Steps and gradients, in batches, agree with the dense city's at every step of the day and past its end."""
+    dense = make_scenario(5, steps=steps)
+    trips = tuple(sparse.csr_array(step) for step in dense.trip_steps)
+    thin = Scenario("thin", dense.demand, trips if steps else trips[0], dense.box)
+    mu, actions = (torch.tensor(array, dtype=dtype) for array in random_state(5, 3, (2, 4)))
+    for t in (0, 1, 4):
+        results, gradients = [], []
+        for city in (dense, thin):
+            start = mu.clone().requires_grad_()
+            result = TaxiMDP(city, dtype=dtype).transition(start, actions, t)
+            result.square().sum().backward()
+            results.append(result)
+            gradients.append(start.grad)
+        torch.testing.assert_close(results[0], results[1], rtol=0, atol=tolerance)
+        torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=10 * tolerance)

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 from mf_taxi_env import EntropyFloor, Scenario, TaxiMDP, certified_bound, scenario_from_trips
+from mf_taxi_env.scenarios import trips as trips_module
 from mf_taxi_env.scenarios.trips import median_smoothed
 
 pl = pytest.importorskip("polars")
@@ -327,6 +329,9 @@ def test_smoothing_that_leaves_no_demand_raises(write: Write) -> None:
         ("source_cell", (0.0, 0.1), r"source_cell .*\(0.0, 0.1\)"),
         ("source_cell", (0.1,), r"source_cell .*\(0.1,\)"),
         ("bad_rows", "ignore", "bad_rows .*'ignore'"),
+        ("steps", 0, "steps .*0"),
+        ("steps", 1.5, "steps .*1.5"),
+        ("steps", 3, "steps=3 .*window"),
         ("window", ("19", "25:00"), r"window .*'25:00'"),
         ("window", ("19:00", "19:00"), r"window .*empty"),
         ("window", ("19:00",), r"window .*two times"),
@@ -466,3 +471,85 @@ def test_a_source_cell_wider_than_the_box_is_refused(write: Write) -> None:
     """Metres in place of degrees would spread every row over the whole box, one cell at a time."""
     with pytest.raises(ValueError, match=r"source_cell.*500"):
         build(write(GOOD), source_cell=(500.0, 500.0))
+
+
+@pytest.mark.parametrize("source_cell", [None, (0.3, 0.2)])
+def test_fine_grids_have_sparse_trips_of_the_same_numbers(
+    write: Write, monkeypatch: pytest.MonkeyPatch, source_cell: tuple[float, float] | None
+) -> None:
+    """Beyond 40 cells per axis trips are sparse: entry by entry what a dense build gives."""
+    degrees, counts = random_trips(300)
+    lines = [",".join(map(repr, [*map(float, row), int(n)])) for row, n in zip(degrees, counts, strict=True)]
+    path = write(*lines, header=HEADER + ",trips")
+    settings = {"cells": 41, "source_cell": source_cell}
+    thin = build(path, **settings)
+    assert isinstance(thin.trips, sparse.csr_array)
+    assert isinstance(build(path, **{**settings, "cells": 40}).trips, np.ndarray)
+    monkeypatch.setattr(trips_module, "DENSE_CELLS", 41)
+    dense = build(path, **settings)
+    assert isinstance(dense.trips, np.ndarray)
+    np.testing.assert_allclose(thin.trips.toarray(), dense.trips, rtol=1e-14)
+    np.testing.assert_array_equal(thin.demand, dense.demand)
+    assert dict(thin.provenance) == dict(dense.provenance)
+
+
+def timed(*rows: tuple[str, str]) -> list[str]:
+    """Lines of trips with a time each."""
+    return [f"{places},2020-01-20 {time}" for places, time in rows]
+
+
+@pytest.mark.parametrize("cells", [2, 42])
+def test_steps_are_equal_slices_of_the_window(write: Write, cells: int) -> None:
+    """Each pick-up counts in its slice, which starts inclusive and ends exclusive; a slice is what its own window gives."""
+    path = write(
+        *timed(
+            ("10.1,45.1,10.9,45.1", "23:30:00"),
+            ("10.1,45.1,10.9,45.9", "23:59:59.999"),
+            ("10.9,45.1,10.1,45.1", "00:00:00"),
+            ("10.1,45.9,10.1,45.1", "00:29:00"),
+            ("10.1,45.9,10.1,45.9", "00:30:00"),
+            ("10.1,45.1,10.1,45.1", "01:00:00"),
+        ),
+        header=HEADER + ",pickup_time",
+    )
+    city = build(path, cells=cells, window=("23:30", "01:00"), steps=3)
+    assert city.demand.shape == (3, cells**2)
+    assert len(city.trip_steps) == 3
+    if cells == 2:
+        np.testing.assert_allclose(city.demand, [[1, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 1, 0, 0]])
+        np.testing.assert_allclose(city.trips[0], [[0, 0, 0.5, 0.5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    for t, window in enumerate([("23:30", "00:00"), ("00:00", "00:30"), ("00:30", "01:00")]):
+        alone = build(path, cells=cells, window=window)
+        np.testing.assert_array_equal(city.demand[t], alone.demand)
+        assert abs(city.trip_steps[t] - alone.trips).max() == 0
+    assert (city.provenance["steps"], city.provenance["trips"], city.provenance["rows_outside_window"]) == (3, 5, 1)
+
+
+def test_a_slice_without_trips_is_named(write: Write) -> None:
+    """Which slice it is, by the times of day."""
+    path = write(*timed((GOOD, "19:10:00"), (GOOD, "21:10:00")), header=HEADER + ",pickup_time")
+    with pytest.raises(ValueError, match=r"trips\.csv: no trip starts in the box from 20:00 to 21:00"):
+        build(path, window=("19:00", "22:00"), steps=3)
+    with pytest.raises(ValueError, match=r"smoothing=3 leaves no demand on 4 x 4 cells from 19:00 to 20:30"):
+        build(path, window=("19:00", "22:00"), steps=2, smoothing=3)
+
+
+def test_steps_need_a_column_of_times(write: Write) -> None:
+    """Without times there are no slices: the missing column is named."""
+    with pytest.raises(ValueError, match="no column 'pickup_time'"):
+        build(write(GOOD), window=("19:00", "22:00"), steps=2)
+
+
+def test_a_real_evening_in_twelve_steps(data_folder: Path) -> None:
+    """Twelve quarters of an hour of single trips, playable as a world: together they are the evening's trips."""
+    path = data_folder / "shenzhen_trips_2020-01-20.csv.gz"
+    settings = {"box": SHENZHEN, "cells": 5, "window": ("19:00", "22:00")}
+    city = scenario_from_trips(path, steps=12, **settings)  # type: ignore[arg-type]
+    assert city.demand.shape == (12, 25)
+    assert city.trips.shape == (12, 25, 25)
+    assert city.provenance["trips"] == scenario_from_trips(path, **settings).provenance["trips"]  # type: ignore[arg-type]
+    mdp = TaxiMDP(city)
+    mu = mdp.initial()
+    shifted = [mdp.shift(mu, t) for t in range(12)]
+    assert all(float(step.sum()) == pytest.approx(1.0, abs=1e-5) for step in shifted)
+    assert not torch.allclose(shifted[0], shifted[11])

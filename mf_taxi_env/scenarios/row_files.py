@@ -1,0 +1,84 @@
+"""Files of rows, CSV or Parquet, scanned lazily under our own column names (polars)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import polars as pl
+
+FORMATS = ".csv, .csv.gz, .csv.zst or .parquet"
+
+
+def scan(
+    path: Path,
+    what: Literal["trip", "trace"],
+    known: Sequence[str],
+    needed: Callable[[Collection[str]], Sequence[str]],
+    columns: Mapping[str, str],
+) -> pl.LazyFrame:
+    """The columns that we need, under our names; everything in a CSV is text.
+
+    Args:
+        path: The file.
+        what: What its rows are, for messages.
+        known: All names of ours.
+        needed: Those of them to read, given the names in the file.
+        columns: Maps our names to the file's, where they differ.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: If polars is not installed.
+        ValueError: If the file is of another kind or cannot be read, or a column is missing or unknown.
+    """
+    try:
+        import polars as pl
+    except ImportError as error:
+        raise ImportError(f"Reading {what} files needs polars: pip install 'safe-m3-taxi[trips]'") from error
+
+    unknown = set(columns) - set(known)
+    if unknown:
+        raise ValueError(f"columns maps unknown names {sorted(unknown)}; allowed are {list(known)}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no {what} file at {path}")
+    kind = path.name.lower()
+    try:
+        if kind.endswith((".parquet", ".pq")):
+            frame = pl.scan_parquet(path)
+        elif kind.endswith((".csv", ".csv.gz", ".csv.zst")):
+            # As text: a single malformed number must be counted and named, not abort the reader.
+            frame = pl.scan_csv(path, infer_schema=False)
+        else:
+            raise ValueError(f"{path}: {what}s must be a {FORMATS} file")
+        names = frame.collect_schema().names()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise unreadable(path, error) from error
+    actual = {name: columns.get(name, name) for name in needed(names)}
+    missing = [f"{column!r} (for {name})" for name, column in actual.items() if column not in names]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {', '.join(missing)}; it has {names}. Map our names to the file's with columns={{...}}"
+        )
+    return frame.select(pl.col(column).alias(name) for name, column in actual.items())
+
+
+def unreadable(path: Path, error: BaseException) -> ValueError:
+    """What to raise where polars failed on a file."""
+    lines = str(error).strip().splitlines()
+    return ValueError(f"{path} cannot be read: {lines[0] if lines else type(error).__name__}")
+
+
+def as_number(name: str) -> pl.Expr:
+    """A column as floating-point numbers, null where unreadable."""
+    import polars as pl
+
+    return pl.col(name).cast(pl.Float64, strict=False)
+
+
+def is_degree(name: str) -> pl.Expr:
+    """Whether a number is a possible longitude, or latitude where the name ends in ``lat``; null is not."""
+    import polars as pl
+
+    return (pl.col(name).is_finite() & (pl.col(name).abs() <= (90 if name.endswith("lat") else 180))).fill_null(False)
