@@ -62,6 +62,27 @@ class CongestedMotion:
         return (positions + actions / (1.0 + self.alpha * density.unsqueeze(-1))).clamp(0.0, 1.0)
 
 
+@dataclass(frozen=True)
+class TorusMotion:
+    """A particle drifts on the torus for one step: ``(s + max_speed * a * dt) mod 1``, axis by axis (arXiv 2107.04050).
+
+    Args:
+        max_speed: Speed of the action 1, in circumferences per unit of time; positive.
+        dt: Length of a step; positive.
+    """
+
+    max_speed: float
+    dt: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_speed", self.max_speed), ("dt", self.dt)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+
+    def __call__(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Tensor:
+        return (positions + actions * (self.max_speed * self.dt)).remainder(1.0)
+
+
 def local_mass(grid: Grid, positions: Tensor, mu: Tensor) -> Tensor:
     """The mass of the cell that each position lies in.
 

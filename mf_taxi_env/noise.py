@@ -1,13 +1,15 @@
-"""Where a perturbed particle lands: Gaussian noise, truncated to the unit cube, as probabilities of grid cells."""
+"""Where a perturbed particle lands: Gaussian noise, truncated to the unit cube or wrapped, as probabilities of grid cells."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -17,6 +19,32 @@ from mf_taxi_env.grid import Grid
 SATURATION = {torch.float32: 3.95, torch.float64: 5.93}
 #: Numbers in the largest temporary of a push-forward: what stays in a CPU's cache, and what keeps a GPU busy.
 BLOCK = {"cpu": 2**20, "cuda": 2**27}
+
+
+class Noise(Protocol):
+    """What perturbs particles on a grid of the unit cube; see :class:`TruncatedGaussian` for shapes."""
+
+    @property
+    def grid(self) -> Grid:
+        """The grid to land on."""
+        ...
+
+    @property
+    def std(self) -> float:
+        """Standard deviation per axis."""
+        ...
+
+    def cell_probabilities(self, destinations: Tensor) -> Tensor:
+        """Probability ``[..., d, k]`` of each cell of each axis, for ``destinations`` ``[..., d]``."""
+        ...
+
+    def push_forward(self, mass: Tensor, destinations: Tensor) -> Tensor:
+        """The distribution ``[..., K]`` of ``mass`` ``[..., n]`` that heads for ``destinations`` ``[..., n, d]``."""
+        ...
+
+    def sample(self, destinations: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw where particles that head for ``destinations`` ``[m, d]`` land, ``[m, d]``."""
+        ...
 
 
 class _Kernel(NamedTuple):
@@ -83,10 +111,16 @@ class TruncatedGaussian:
         Returns:
             ``[..., K]`` with the same total mass.
         """
-        batch = torch.broadcast_shapes(mass.shape[:-1], destinations.shape[:-2])
         n, d = destinations.shape[-2:]
-        flat = mass.expand(*batch, n).reshape(-1, n), destinations.expand(*batch, n, d).reshape(-1, n, d)
-        pushed: Tensor = _PushForward.apply(self, *flat)  # type: ignore[no-untyped-call]
+        batch = mass.shape[:-1]
+        if batch != destinations.shape[:-2]:
+            batch = torch.broadcast_shapes(batch, destinations.shape[:-2])
+            mass, destinations = mass.expand(*batch, n), destinations.expand(*batch, n, d)
+        flat = mass.reshape(-1, n), destinations.reshape(-1, n, d)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in flat):
+            pushed: Tensor = _PushForward.apply(self, *flat)  # type: ignore[no-untyped-call]
+        else:
+            pushed, _ = _push_forward(self, *flat, _blocks(flat[1], self.grid.cells))
         return pushed.view(*batch, self.grid.size)
 
     def _kernel(self, destinations: Tensor) -> _Kernel:
@@ -127,6 +161,72 @@ class TruncatedGaussian:
         return (destinations + scale * noise).clamp_(0.0, 1.0)
 
 
+@dataclass(frozen=True)
+class WrappedGaussian:
+    """Independent Gaussian noise per axis on the torus ``[0, 1)^d``, whose ends are one point.
+
+    The probability of cell ``i`` of an axis is ``sum_m F((i+1)/k + m) - F(i/k + m)`` over all integers ``m`` with
+    ``F(x) = NormalCDF((x - destination) / std)``. Images beyond the distance at which ``F`` is 0 or 1 to the last bit have
+    probability zero and are not computed; the rest are summed, so the result is exact to rounding.
+
+    Args:
+        grid: The grid to land on.
+        std: Standard deviation per axis, in circumferences; positive.
+    """
+
+    grid: Grid
+    std: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"noise_std must be a positive number, got {self.std!r}")
+
+    def cell_probabilities(self, destinations: Tensor) -> Tensor:
+        """Probability of each cell of each axis.
+
+        Args:
+            destinations: ``[..., d]``, float32 or float64; 0 and 1 are the same point.
+
+        Returns:
+            ``[..., d, k]``; the last axis sums to one.
+        """
+        k, scale = self.grid.cells, 1.0 / (math.sqrt(2.0) * self.std)
+        reach = SATURATION[destinations.dtype] / scale * k
+        width = math.ceil(2.0 * reach) + 1
+        # The cells in reach on the unrolled torus, from `first` on.
+        places = (destinations * k).unsqueeze(-1)
+        first = (places.detach() - reach).floor()
+        edges = _count(width + 1, scale / k, destinations.dtype, destinations.device)[:, 0]
+        window = torch.erf((first - places) * (scale / k) + edges).diff(dim=-1) / 2
+        # Rolled up, cells that lie a whole number of turns apart are one; the window's first cell comes first.
+        turns = math.ceil(width / k)
+        rolled = F.pad(window, (0, turns * k - width)).unflatten(-1, (turns, k)).sum(-2)
+        # A NaN makes its probabilities NaN; as an index it would be a fault, on a GPU one that ends the process.
+        back = k - first.nan_to_num(nan=0.0).remainder(k).long()
+        # Twice in a row spares a modulo per cell.
+        return torch.cat((rolled, rolled), -1).gather(-1, back + _count(k, 1, torch.int64, destinations.device)[:, 0])
+
+    def push_forward(self, mass: Tensor, destinations: Tensor) -> Tensor:
+        """Where ``mass`` ``[..., n]`` that heads for ``destinations`` ``[..., n, d]`` lands: ``[..., K]``, of equal total."""
+        axes = self.cell_probabilities(destinations).unbind(-2)
+        if len(axes) == 1:
+            return (mass.unsqueeze(-2) @ axes[0]).squeeze(-2)
+        return ((axes[0] * mass.unsqueeze(-1)).mT @ axes[1]).flatten(-2)
+
+    def sample(self, destinations: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw where particles land.
+
+        Args:
+            destinations: ``[m, d]``.
+            generator: Source of randomness, on the device of ``destinations``.
+
+        Returns:
+            Positions ``[m, d]`` in ``[0, 1]``; rounding may reach 1.
+        """
+        noise = torch.randn(destinations.shape, generator=generator, dtype=destinations.dtype, device=destinations.device)
+        return (destinations + self.std * noise).remainder(1.0)
+
+
 class _PushForward(torch.autograd.Function):
     """Push-forward of ``mass`` ``[B, n]`` heading for ``destinations`` ``[B, n, d]``, block by block.
 
@@ -136,22 +236,11 @@ class _PushForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, noise: TruncatedGaussian, mass: Tensor, destinations: Tensor) -> Tensor:
-        k, d = noise.grid.cells, noise.grid.dimension
-        out = mass.new_zeros(len(mass), *[k] * d)
-        blocks, dense = _blocks(destinations, k), None
-        for rows, columns in blocks:
-            kernel = noise._kernel(destinations[rows, columns])
-            # Memory that is new to the process costs more than what is written to it: blocks share the largest piece.
-            dense = kernel.dense(k, dense)
-            weighted = dense[:, 0] * mass[rows, columns].unsqueeze(-2)
-            if d == 1:
-                out[rows].add_(weighted.sum(-1))
-            else:
-                out[rows].baddbmm_(weighted, dense[:, 1].mT)
-        ctx.noise, ctx.blocks = noise, blocks
-        ctx.kept = (kernel, dense) if len(blocks) == 1 and any(ctx.needs_input_grad) else None
+        ctx.noise, ctx.blocks = noise, _blocks(destinations, noise.grid.cells)
+        out, last = _push_forward(noise, mass, destinations, ctx.blocks)
+        ctx.kept = last if len(ctx.blocks) == 1 else None
         ctx.save_for_backward(mass, destinations)
-        return out.flatten(1)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -185,6 +274,26 @@ class _PushForward(torch.autograd.Function):
             scale = mass[rows, columns].unsqueeze(-2) * (math.sqrt(2.0 / math.pi) / noise.std)
             to_destinations[rows, columns] = pull.mul_(scale).div_(kernel.within).mT
         return None, to_mass, to_destinations
+
+
+def _push_forward(
+    noise: TruncatedGaussian, mass: Tensor, destinations: Tensor, blocks: Sequence[tuple[slice, slice]]
+) -> tuple[Tensor, tuple[_Kernel, Tensor] | None]:
+    """The distributions ``[B, K]``, and what the last block was computed from."""
+    k, d = noise.grid.cells, noise.grid.dimension
+    out = mass.new_zeros(len(mass), *[k] * d)
+    last, dense = None, None
+    for rows, columns in blocks:
+        kernel = noise._kernel(destinations[rows, columns])
+        # Memory that is new to the process costs more than what is written to it: blocks share the largest piece.
+        dense = kernel.dense(k, dense)
+        weighted = dense[:, 0] * mass[rows, columns].unsqueeze(-2)
+        if d == 1:
+            out[rows].add_(weighted.sum(-1))
+        else:
+            out[rows].baddbmm_(weighted, dense[:, 1].mT)
+        last = kernel, dense
+    return out.flatten(1), last
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mf_taxi_env import CongestedMotion, FreeMotion, Grid, Motion
-from mf_taxi_env.motion import local_mass
+from mf_taxi_env.motion import TorusMotion, local_mass
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -89,6 +89,32 @@ def test_bad_alpha_raises(alpha: float) -> None:
 
 
 def test_motions_meet_the_protocol() -> None:
-    """Both motions are Motions to a type check at run time."""
+    """All motions are Motions to a type check at run time."""
     assert isinstance(FreeMotion(), Motion)
     assert isinstance(CongestedMotion(Grid(3)), Motion)
+    assert isinstance(TorusMotion(7.0, 0.01), Motion)
+
+
+def test_torus_motion_drifts_and_comes_around() -> None:
+    """(s + max_speed a dt) mod 1, axis by axis, past 1 and below 0."""
+    positions = torch.tensor([[0.5, 0.95], [0.02, 0.3]], dtype=torch.float64)
+    actions = torch.tensor([[1.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    expected = torch.tensor([[0.57, 0.02], [0.95, 0.3]], dtype=torch.float64)
+    torch.testing.assert_close(TorusMotion(7.0, 0.01)(positions, torch.zeros(4), actions), expected)
+
+
+def test_torus_motion_passes_gradients_across_the_seam() -> None:
+    """Planning needs the gradient where a particle comes around; gradcheck in float64."""
+    positions = torch.tensor([[0.99], [0.5], [0.01]], dtype=torch.float64, requires_grad=True)
+    actions = torch.tensor([[0.5], [0.1], [-0.5]], dtype=torch.float64, requires_grad=True)
+    motion = TorusMotion(7.0, 0.01)
+    assert torch.autograd.gradcheck(lambda s, a: motion(s, torch.zeros(3), a), (positions, actions))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_bad_speed_and_step_raise(value: float) -> None:
+    """Speed and step are positive, and refused by name and value."""
+    with pytest.raises(ValueError, match=f"max_speed .*got {value}"):
+        TorusMotion(value, 0.01)
+    with pytest.raises(ValueError, match=f"dt .*got {value}"):
+        TorusMotion(7.0, value)
