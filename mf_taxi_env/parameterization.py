@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 from abc import ABC, abstractmethod
+from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -95,11 +99,84 @@ class BilinearField(Parameterization):
         return parameters.reshape(*parameters.shape[:-1], -1, self.action_dim)
 
 
+class FourierField(Parameterization):
+    """``"fourier:N"``: ``tanh`` of a sum of the cosines ``cos(pi i x) cos(pi j y)``, ``0 <= i, j < N``: smooth, and global.
+
+    ``n = N^d * action_dim``, frequency by frequency, ``i`` slowest.
+
+    Args:
+        grid: The grid of the lifted MDP.
+        action_dim: Dimension of the action at one place.
+        frequencies: Frequencies per axis, ``N >= 1``; ``N = 1`` is one action for the whole city.
+    """
+
+    def __init__(self, grid: Grid, action_dim: int, frequencies: int) -> None:
+        super().__init__(grid, action_dim)
+        if frequencies < 1:
+            raise ValueError(f"fourier:N needs N >= 1 frequencies per axis, got {frequencies}")
+        self.frequencies = frequencies
+
+    @property
+    def n_parameters(self) -> int:
+        return int(self.frequencies**self.grid.dimension) * self.action_dim
+
+    def field(self, parameters: Tensor) -> Tensor:
+        return self.at(parameters, _centers(self.grid, parameters.dtype, parameters.device))
+
+    def at(self, parameters: Tensor, positions: Tensor) -> Tensor:
+        order = torch.arange(self.frequencies, dtype=parameters.dtype, device=parameters.device)
+        waves = torch.cos(math.pi * positions.to(parameters.dtype).unsqueeze(-1) * order)  # [m, d, N]
+        basis = waves[:, 0] if self.grid.dimension == 1 else (waves[:, 0, :, None] * waves[:, 1, None, :]).flatten(-2)
+        return (basis @ parameters.reshape(*parameters.shape[:-1], -1, self.action_dim)).tanh()
+
+
+class NetworkField(Parameterization):
+    """``"network:H1,H2"``: the action is the weights of a small network from position to move, ``tanh`` throughout.
+
+    Layer by layer, each its weights (output by output) and then its biases. A weight of 1 stands for
+    ``GAIN / sqrt(inputs)``, so that a box of ``[-1, 1]`` holds gentle fields and steep ones, whatever the widths.
+
+    Args:
+        grid: The grid of the lifted MDP.
+        action_dim: Dimension of the action at one place.
+        hidden: Widths of the hidden layers, at least one.
+    """
+
+    #: Largest weight times the square root of the layer's inputs.
+    GAIN = 4.0
+
+    def __init__(self, grid: Grid, action_dim: int, hidden: tuple[int, ...]) -> None:
+        super().__init__(grid, action_dim)
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"network:H1,H2 needs hidden widths of at least 1, got {hidden!r}")
+        self.layers = list(pairwise((grid.dimension, *hidden, action_dim)))
+
+    @property
+    def n_parameters(self) -> int:
+        return sum((inputs + 1) * outputs for inputs, outputs in self.layers)
+
+    def field(self, parameters: Tensor) -> Tensor:
+        return self.at(parameters, _centers(self.grid, parameters.dtype, parameters.device))
+
+    def at(self, parameters: Tensor, positions: Tensor) -> Tensor:
+        values = 2.0 * positions.to(parameters.dtype) - 1.0
+        pieces = iter(parameters.split([size for i, o in self.layers for size in (i * o, o)], -1))
+        for inputs, outputs in self.layers:
+            weights = next(pieces).unflatten(-1, (outputs, inputs)) * (self.GAIN / math.sqrt(inputs))
+            values = (values @ weights.mT + self.GAIN * next(pieces).unsqueeze(-2)).tanh()
+        return values
+
+
+@lru_cache(maxsize=16)
+def _centers(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return grid.centers(dtype=dtype, device=device)
+
+
 def make_parameterization(name: str | Parameterization, grid: Grid, action_dim: int) -> Parameterization:
     """The parameterization of a name.
 
     Args:
-        name: ``"cells"``, ``"bilinear:M"`` with ``M >= 2`` nodes per axis, or a ready object.
+        name: ``"cells"``, ``"bilinear:M"``, ``"fourier:N"``, ``"network:H1,H2"`` (any number of widths), or a ready object.
         grid: The grid of the lifted MDP.
         action_dim: Dimension of the action at one place.
 
@@ -109,14 +186,24 @@ def make_parameterization(name: str | Parameterization, grid: Grid, action_dim: 
     Example:
         >>> make_parameterization("bilinear:5", Grid(25), 2).n_parameters
         50
+        >>> make_parameterization("network:16,16", Grid(25), 2).n_parameters
+        354
     """
     if isinstance(name, Parameterization):
         if (name.grid, name.action_dim) != (grid, action_dim):
             raise ValueError(f"parameterization is made for {name.grid}, but the world has {grid}")
         return name
     kind, _, argument = name.partition(":") if isinstance(name, str) else ("", "", "")
+    numbers = [int(number) for number in argument.split(",")] if re.fullmatch(r"\d+(,\d+)*", argument, re.ASCII) else []
     if kind == "cells" and not argument:
         return CellField(grid, action_dim)
-    if kind == "bilinear" and argument.isdecimal():
-        return BilinearField(grid, action_dim, int(argument))
-    raise ValueError(f"parameterization must be 'cells' or 'bilinear:M' (such as 'bilinear:8'), got {name!r}")
+    if kind == "bilinear" and len(numbers) == 1:
+        return BilinearField(grid, action_dim, *numbers)
+    if kind == "fourier" and len(numbers) == 1:
+        return FourierField(grid, action_dim, *numbers)
+    if kind == "network" and numbers:
+        return NetworkField(grid, action_dim, tuple(numbers))
+    raise ValueError(
+        "parameterization must be 'cells', 'bilinear:M' (such as 'bilinear:8'), 'fourier:N' or 'network:H1,H2' "
+        f"(such as 'network:16,16'), got {name!r}"
+    )

@@ -7,7 +7,6 @@ A saved agent is a folder of three files: ``run.json`` (settings of agent and wo
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import typing
 from pathlib import Path
@@ -18,9 +17,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mf_taxi_env import CongestedMotion, EntropyFloor, FreeMotion, Scenario, TaxiMDP
+from mf_taxi_env import CongestedMotion, FreeMotion, Scenario, TaxiMDP
 from mf_taxi_env.atomic import replacing
-from mf_taxi_env.safety import Constraint
+from mf_taxi_env.safety import (
+    Constraint,
+    DistanceCap,
+    EntropyFloor,
+    KeepAway,
+    RegionCapacity,
+    RegionCoverage,
+    SmoothedEntropyFloor,
+    WeightedEntropyFloor,
+)
 from safe_m3_agent.config import Config
 
 FORMAT = "safe-m3-checkpoint"
@@ -28,7 +36,12 @@ FORMAT_VERSION = 1
 RUN_FILE, SCENARIO_FILE, CHECKPOINT_FILE = "run.json", "scenario.npz", "checkpoint.safetensors"
 
 #: Constraints that a run file can name; others have to be handed in at loading, with their world.
-_CONSTRAINTS: dict[str, type[Constraint]] = {"EntropyFloor": EntropyFloor}
+_CONSTRAINTS: dict[str, type[Constraint]] = {
+    kind.__name__: kind
+    for kind in (
+        EntropyFloor, WeightedEntropyFloor, SmoothedEntropyFloor, DistanceCap, KeepAway, RegionCapacity, RegionCoverage,
+    )
+}  # fmt: skip
 
 D = TypeVar("D")
 
@@ -164,14 +177,14 @@ def _world_facts(mdp: TaxiMDP) -> dict[str, Any]:
         motion = {"name": "congested", "alpha": mdp.motion.alpha}
     constraints: list[dict[str, Any]] = []
     for constraint in mdp.constraints:
-        if type(constraint) is EntropyFloor:
-            constraints.append({"kind": "EntropyFloor", **dataclasses.asdict(constraint)})
+        kind, fields = type(constraint).__name__, typing.cast("Any", constraint)
+        if kind in _CONSTRAINTS and type(fields) is typing.cast("Any", _CONSTRAINTS[kind]):
+            constraints.append({"kind": kind, **dataclasses.asdict(fields)})
         else:
             constraints.append({"kind": "custom"})
     scenario = mdp.scenario
-    digest = hashlib.sha256(scenario.demand.tobytes() + scenario.trips.tobytes()).hexdigest()
-    return {
-        "scenario": {"name": scenario.name, "box": list(scenario.box), "cells": scenario.cells, "sha256": digest},
+    facts = {
+        "scenario": {"name": scenario.name, "box": list(scenario.box), "cells": scenario.cells, "sha256": scenario.digest},
         "horizon": mdp.horizon,
         "noise_std": mdp.noise.std,
         "reward_timing": mdp.reward_timing,
@@ -179,6 +192,9 @@ def _world_facts(mdp: TaxiMDP) -> dict[str, Any]:
         "motion": motion,
         "constraints": constraints,
     }
+    # As a file gives it back, so that the two compare: JSON knows no tuples.
+    restored: dict[str, Any] = json.loads(json.dumps(facts))
+    return restored
 
 
 def _rebuilt_world(facts: dict[str, Any], scenario: Scenario, device: torch.device | str) -> TaxiMDP:

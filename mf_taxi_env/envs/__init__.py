@@ -1,5 +1,7 @@
 """Gymnasium shells of the lifted MDPs."""
 
-from mf_taxi_env.envs.mean_field_env import MFTaxiEnv
+from mf_taxi_env.envs.swarm_env import MFSwarm1DEnv, MFSwarm1DVectorEnv
+from mf_taxi_env.envs.taxi_env import MFTaxiEnv, MFTaxiVectorEnv
+from mf_taxi_env.envs.wrappers import CostWrapper
 
-__all__ = ["MFTaxiEnv"]
+__all__ = ["CostWrapper", "MFSwarm1DEnv", "MFSwarm1DVectorEnv", "MFTaxiEnv", "MFTaxiVectorEnv"]

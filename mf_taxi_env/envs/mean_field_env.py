@@ -1,150 +1,86 @@
-"""``MFTaxi-v0``: reposition a fleet of taxis, seen as one distribution, through Gymnasium."""
+"""A lifted mean-field MDP as a Gymnasium env."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any, get_args
 
 import gymnasium as gym
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from mf_taxi_env.information import entropy_fraction, kl_divergence
-from mf_taxi_env.motion import Motion
-from mf_taxi_env.parameterization import Parameterization, make_parameterization
-from mf_taxi_env.safety import Constraint
-from mf_taxi_env.scenarios import Scenario, load_scenario
-from mf_taxi_env.taxi import RewardTiming, TaxiMDP
-
-Observation = Literal["mass", "density"]
-Array = NDArray[np.float32]
+from mf_taxi_env.envs.shell import Array, Observation, Shell
+from mf_taxi_env.envs.viewer import Frame, RenderMode, Viewer
+from mf_taxi_env.mdp import MeanFieldMDP
+from mf_taxi_env.parameterization import Parameterization
 
 
-class MFTaxiEnv(gym.Env[Array, Array]):
-    """A fleet of taxis, in the mean-field limit, has to stand where the demand is without leaving any district unserved.
+class MeanFieldEnv(gym.Env[Array, Array]):
+    """One world, one episode at a time. A concrete env says which world; see :class:`mf_taxi_env.MFTaxiEnv`.
 
-    ## Description
-    The state is a distribution ``mu`` over ``k x k`` cells of a city; one step is a quarter of an hour. First passengers are
-    served and carried to where the city's trips end, then every taxi moves as the action tells it to, and noise perturbs
-    where it arrives. The transition is deterministic: a distribution moves. See ``mf_taxi_env.TaxiMDP`` for the
-    equations and arXiv 2306.17052 for their source.
-
-    ## Action Space
-    ``Box(-1, 1, (n,), float32)``: parameters of a field of moves over the city, see ``parameterization``. A move of 1 crosses
-    the city.
-
-    | parameterization | n | meaning |
-    |---|---|---|
-    | ``"cells"`` | ``2 k^2`` | ``(dx, dy)`` of every cell, in the order of the observation |
-    | ``"bilinear:M"`` | ``2 M^2`` | ``(dx, dy)`` at ``M x M`` nodes, interpolated between them |
-
-    ## Observation Space
-    ``Box(float32)`` of length ``k^2``, or ``k^2 + 1`` with ``observe_time``:
-
-    | part | min | max |
-    |---|---|---|
-    | mass of cell ``i * k + j`` (``i`` along longitude) | 0 | 1 |
-    | or, with ``observation="density"``, mass times ``k^2`` | 0 | ``k^2`` |
-    | ``t / T``, with ``observe_time`` | 0 | 1 |
-
-    ## Rewards
-    ``-KL(rho || mu)`` in nats, at most 0, with ``rho`` the demand. No policy earns more
-    per step than ``mf_taxi_env.certified_bound(env.unwrapped.mdp).per_step``, up to its certified gap, from a distribution that
-    it causes and that is safe.
-
-    ## Cost
-    ``info["cost"]`` is the worst violation ``max(0, -margin)`` of the new distribution in the constraint's unit. Every
-    ``info`` also holds ``margin`` (the worst), ``margins`` (name to margin), ``entropy`` (share of ``log K``) and ``kl``, all
-    of the distribution observed with it.
-
-    ## Starting State
-    The uniform distribution.
-
-    ## Episode End
-    Truncation after ``horizon`` steps; there is no termination.
-
-    ## Arguments
-    >>> import gymnasium as gym, mf_taxi_env
-    >>> env = gym.make("MFTaxi-v0", cells=10, parameterization="cells")
-    >>> observation, info = env.reset(seed=0)
-    >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample() * 0)
-    >>> sorted(info)
-    ['cost', 'entropy', 'kl', 'margin', 'margins']
-
-    | argument | default | meaning |
-    |---|---|---|
-    | ``scenario`` | ``"shenzhen"`` | name, path of a ``.npz`` scenario, or ``mf_taxi_env.Scenario`` |
-    | ``cells`` | 25 | cells per axis, ``k``; the scenario is resampled to it |
-    | ``horizon`` | 12 | steps per episode |
-    | ``observation`` | ``"mass"`` | ``"mass"`` or ``"density"`` |
-    | ``parameterization`` | ``"bilinear:8"`` | see Action Space |
-    | ``constraints`` | ``None`` | the scenario's entropy floor, or a sequence of constraints; ``()`` for none |
-    | ``motion`` | ``"free"`` | ``"free"``, ``"congested"`` or a callable |
-    | ``noise_std`` | 0.0175 | standard deviation of the noise, in sides of the square |
-    | ``reward_timing`` | ``"current"`` | reward of the distribution acted from, or of the ``"next"`` |
-    | ``observe_time`` | ``False`` | append ``t / T`` to the observation |
-    | ``device`` | ``"cpu"`` | torch device |
-
-    ## Version History
-    * v0: initial version.
+    Args:
+        world: Builds the lifted MDP; its argument is ``options["scenario"]`` of :meth:`reset`, or ``None``.
+        parameterization: What an action means.
+        observation: ``"mass"`` or ``"density"``.
+        observe_time: Append ``t / T`` to the observation.
+        render_mode: ``None``, ``"rgb_array"`` or ``"human"``.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium declares it on the instance
+    metadata: dict[str, Any] = {"render_modes": list(get_args(RenderMode)), "render_fps": 4}  # noqa: RUF012 - as Gymnasium has it
 
     def __init__(
         self,
+        world: Callable[[Any], MeanFieldMDP],
         *,
-        scenario: str | os.PathLike[str] | Scenario = "shenzhen",
-        cells: int = 25,
-        horizon: int = 12,
-        observation: Observation = "mass",
-        parameterization: str | Parameterization = "bilinear:8",
-        constraints: Sequence[Constraint] | None = None,
-        motion: Literal["free", "congested"] | Motion = "free",
-        noise_std: float = 0.0175,
-        reward_timing: RewardTiming = "current",
-        observe_time: bool = False,
-        device: str | torch.device = "cpu",
-        render_mode: None = None,
+        parameterization: str | Parameterization,
+        observation: Observation,
+        observe_time: bool,
+        render_mode: RenderMode | None,
     ) -> None:
-        if observation not in get_args(Observation):
-            raise ValueError(f"observation must be one of {get_args(Observation)}, got {observation!r}")
-        if render_mode is not None:
-            raise ValueError(f"render_mode must be None, got {render_mode!r}; `mf-taxi show` draws a scenario")
-        if not isinstance(scenario, Scenario):
-            scenario = load_scenario(scenario, cells=cells)
-        self.mdp = TaxiMDP(
-            scenario.resample(cells),
-            horizon=horizon,
-            noise_std=noise_std,
-            motion=motion,
-            constraints=constraints,
-            reward_timing=reward_timing,
-            device=device,
-        )
-        self.parameterization = make_parameterization(parameterization, self.mdp.grid, self.mdp.action_dim)
-        self.render_mode = render_mode
-        self._scale = np.float32(self.mdp.grid.size if observation == "density" else 1.0)
-        self._observe_time = observe_time
-        high = np.full(self.mdp.grid.size, self._scale, np.float32)
-        if observe_time:
-            high = np.append(high, np.float32(1.0))
-        self.observation_space = gym.spaces.Box(np.zeros_like(high), high, dtype=np.float32)
-        self.action_space = gym.spaces.Box(-1.0, 1.0, (self.parameterization.n_parameters,), np.float32)
-        names = [constraint.name for constraint in self.mdp.constraints]
-        # Two constraints of one kind are told apart by their place.
-        self._constraint_names = [f"{name}:{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
-        self._mu: torch.Tensor | None = None
+        if render_mode not in (None, *get_args(RenderMode)):
+            raise ValueError(f"render_mode must be None or one of {get_args(RenderMode)}, got {render_mode!r}")
+        self._shell = Shell(world, parameterization=parameterization, observation=observation, observe_time=observe_time)
+        self.observation_space = self._shell.observation_space
+        self.action_space = self._shell.action_space
+        self.render_mode: RenderMode | None = render_mode
+        self._viewer: Viewer | None = None
+        self._mu: Tensor | None = None
+        self._actions: Tensor | None = None
         self._t = 0
 
+    @property
+    def mdp(self) -> MeanFieldMDP:
+        """The lifted MDP of the running episode."""
+        return self._shell.mdp
+
+    @property
+    def parameterization(self) -> Parameterization:
+        """What an action means."""
+        return self._shell.parameterization
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """Start an episode at the uniform distribution. ``seed`` only seeds ``np_random``: nothing in this world is random."""
+        """Start an episode.
+
+        Args:
+            seed: Seeds ``np_random``. Only random starts use it: the transition itself is deterministic.
+            options: ``"initial"``: ``"uniform"`` (default), ``"gaussian"`` (random centre and widths, mixed with the uniform
+                distribution as far as safety needs it) or a distribution ``[K]``. ``"scenario"``: the world of this episode
+                alone, where the env has scenarios.
+
+        Raises:
+            ValueError: If an option is unknown or malformed. The running episode, if any, goes on.
+        """
         super().reset(seed=seed)
-        self._t = 0
-        self._mu = self.mdp.initial()
+        before = self._shell.mdp
+        try:
+            self._mu = self._shell.start(self._shell.open(options), (), lambda: [self.np_random])
+        except ValueError:
+            self._shell.mdp = before
+            raise
+        self._t, self._actions = 0, None
+        if self.render_mode == "human":
+            self.render()
         return self._observation(self._mu), self._info(self._mu)
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
@@ -159,35 +95,78 @@ class MFTaxiEnv(gym.Env[Array, Array]):
         """
         if self._mu is None or self._t >= self.mdp.horizon:
             raise gym.error.ResetNeeded("call reset() before step(): no episode is running")
-        parameters = np.array(action, dtype=np.float32)  # a copy: torch takes no read-only or reversed arrays
-        if parameters.shape != self.action_space.shape:
-            raise ValueError(f"action must have shape {self.action_space.shape}, got {parameters.shape}")
-        if not (np.abs(parameters) <= 1.0).all():
-            bad = int((~(np.abs(parameters) <= 1.0)).sum())
-            raise ValueError(f"action must be finite and lie in [-1, 1]; {bad} of {parameters.size} entries do not")
+        parameters = self._shell.parameters(action)
         with torch.no_grad():
-            actions = self.parameterization.field(torch.from_numpy(parameters).to(self.mdp.device))
-            next_mu = self.mdp.transition(self._mu, actions, self._t)
-            reward = float(self.mdp.reward(self._mu, actions, next_mu, self._t))
+            self._actions = self.parameterization.field(parameters)
+            next_mu = self.mdp.transition(self._mu, self._actions, self._t)
+            reward = float(self.mdp.reward(self._mu, self._actions, next_mu, self._t))
         self._mu = next_mu
         self._t += 1
+        if self.render_mode == "human":
+            self.render()
         return self._observation(next_mu), reward, False, self._t >= self.mdp.horizon, self._info(next_mu)
 
-    def _observation(self, mu: torch.Tensor) -> Array:
-        # Rounding may leave a mass a few ulps outside of the box.
-        mass: Array = np.clip(mu.cpu().numpy() * self._scale, 0.0, self._scale, dtype=np.float32)
-        if self._observe_time:
-            mass = np.append(mass, np.float32(self._t / self.mdp.horizon))
-        return mass
+    def render(self) -> Any:
+        """The present distribution beside what the world wants, the last moves, the margins: ``[H, W, 3]`` uint8, or a window.
 
-    def _info(self, mu: torch.Tensor) -> dict[str, Any]:
-        values = self.mdp.margins(mu).tolist()
-        margins = dict(zip(self._constraint_names, values, strict=True))
-        worst = min(values, default=math.inf)
+        Raises:
+            gymnasium.error.DependencyNotInstalled: If pygame is missing.
+            gymnasium.error.ResetNeeded: Before the first reset.
+        """
+        if self.render_mode is None:
+            assert self.spec is not None
+            gym.logger.warn(f"render() without a render mode; say gym.make({self.spec.id!r}, render_mode='rgb_array')")
+            return None
+        if self._mu is None:
+            raise gym.error.ResetNeeded("call reset() before render(): there is nothing to show")
+        if self._viewer is None:
+            self._viewer = Viewer(self.render_mode, grid=self.mdp.grid, fps=self.metadata["render_fps"], title=self._title)
+        info, target = self._info(self._mu), self.mdp.target(max(self._t - 1, 0))
+        return self._viewer.draw(
+            Frame(
+                mu=self._mu.cpu().numpy(),
+                target=None if target is None else target.cpu().numpy(),
+                actions=None if self._actions is None else self._actions.cpu().numpy(),
+                margin=info["margin"],
+                margins=info["margins"],
+                t=self._t,
+                horizon=self.mdp.horizon,
+                entropy=info["entropy"],
+                kl=None if target is None else info["kl"],
+                box=self._box,
+            )
+        )
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._viewer is not None:
+            self._viewer.close()
+            self._viewer = None
+
+    @property
+    def _title(self) -> str:
+        return "mean field" if self.spec is None else self.spec.id
+
+    @property
+    def _box(self) -> tuple[float, float, float, float] | None:
+        return None
+
+    def _observation(self, mu: Tensor) -> Array:
+        observation: Array = self._shell.observe(mu, float(self._t)).cpu().numpy()
+        return observation
+
+    def _info(self, mu: Tensor) -> dict[str, Any]:
+        report = self._shell.report(mu, max(self._t - 1, 0))
+        margins = report.margins.tolist()
+        worst = min(margins, default=math.inf)
         return {
             "cost": max(0.0, -worst),
             "margin": worst,
-            "margins": margins,
-            "entropy": float(entropy_fraction(mu)),
-            "kl": float(kl_divergence(self.mdp.demand(max(self._t - 1, 0)), mu)),
+            "margins": dict(zip(self._shell.constraint_names, margins, strict=True)),
+            "entropy": float(report.entropy),
+            "kl": float(report.kl),
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A window cannot travel to another process or copy; it is opened again where it is needed.
+        return {**self.__dict__, "_viewer": None}

@@ -19,7 +19,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
-from mf_taxi_env import EntropyFloor, FreeMotion, Grid, Scenario, TaxiMDP
+from mf_taxi_env import CostWrapper, EntropyFloor, FreeMotion, Grid, Scenario, TaxiMDP
 from mf_taxi_env.parameterization import make_parameterization
 
 Make = Callable[..., Scenario]
@@ -30,9 +30,9 @@ IDS = [
     for name, spec in gym.registry.items()
     if isinstance(spec.entry_point, str) and spec.entry_point.split(".")[0].split(":")[0] == "mf_taxi_env"
 ]
-PARAMETERIZATIONS = ["cells", "bilinear:8"]
+PARAMETERIZATIONS = ["cells", "bilinear:8", "fourier:3", "network:4,3"]
 #: Smaller than the default, where an id knows how.
-SMALL: dict[str, dict[str, Any]] = {"MFTaxi-v0": {"cells": 6}}
+SMALL: dict[str, dict[str, Any]] = {"MFTaxi-v0": {"cells": 6}, "MFSwarm1D-v0": {"cells": 20}}
 
 worlds = pytest.mark.parametrize(("name", "parameterization"), [(i, p) for i in IDS for p in PARAMETERIZATIONS])
 
@@ -194,7 +194,7 @@ def test_bad_actions_raise_and_change_nothing(name: str, parameterization: str, 
     elif kind == "scalar":
         bad = 0.0
     else:
-        bad[3] = {"nan": math.nan, "infinite": math.inf, "large": 1.001, "small": -1.001}[kind]
+        bad[1] = {"nan": math.nan, "infinite": math.inf, "large": 1.001, "small": -1.001}[kind]
     env.reset(seed=0)
     twin.reset(seed=0)
     message = r"action must have shape \(\d+,\), got" if kind in ("short", "matrix", "scalar") else r"\[-1, 1\]; 1 of \d+"
@@ -244,6 +244,63 @@ def test_closing_twice_is_fine(name: str, parameterization: str) -> None:
     env = make(name, parameterization=parameterization)
     env.close()
     env.close()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_frames_show_the_episode(name: str) -> None:
+    """rgb_array gives a frame at any time of an episode, without a display; a step changes it."""
+    pygame = pytest.importorskip("pygame")
+    env = make(name, render_mode="rgb_array")
+    with pytest.raises(gym.error.ResetNeeded):
+        env.render()
+    env.reset(seed=0)
+    first = env.render()
+    env.step(action(env, size=1.0))
+    second = env.render()
+    for frame in (first, second):
+        assert isinstance(frame, np.ndarray)
+        assert (frame.dtype, frame.shape) == (np.uint8, (540, 960, 3))
+    assert (first != second).any()
+    assert not pygame.display.get_init()
+    copied = pickle.loads(pickle.dumps(env))
+    np.testing.assert_array_equal(copied.render(), second)
+    env.close()
+    env.close()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_window_follows_the_episode(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """human draws on reset and on every step by itself, here into SDL's dummy display, and returns nothing."""
+    pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    env = make(name, render_mode="human")
+    env.metadata = {**env.metadata, "render_fps": 1000}
+    env.reset(seed=0)
+    env.step(action(env))
+    assert env.render() is None
+    env.close()
+
+
+def test_videos_can_be_recorded(tmp_path: Path) -> None:
+    """Gymnasium's RecordVideo writes an episode."""
+    pytest.importorskip("moviepy")
+    env = gym.wrappers.RecordVideo(
+        gym.make("MFTaxi-v0", cells=5, horizon=3, render_mode="rgb_array"), str(tmp_path / "videos"), disable_logger=True
+    )
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(np.zeros(128, np.float32))
+    env.close()
+    (video,) = (tmp_path / "videos").glob("*.mp4")
+    assert video.stat().st_size > 1000
+
+
+def test_rendering_without_a_mode_says_how() -> None:
+    """A hint, not a crash, as in Gymnasium's own envs."""
+    env = gym.make("MFTaxi-v0", cells=5).unwrapped
+    env.reset(seed=0)
+    with pytest.warns(UserWarning, match="render_mode='rgb_array'"):
+        assert env.render() is None
 
 
 def test_seeding_reaches_np_random() -> None:
@@ -296,6 +353,83 @@ def test_a_crowded_cell_stays_within_the_bounds() -> None:
         env.reset(seed=0)
         for _ in range(12):
             assert env.step(np.ones(72, np.float32))[0] in env.observation_space
+
+
+def test_an_episode_may_start_anywhere() -> None:
+    """A given distribution is the first observation, on its mass as on any other type, and holds for one episode."""
+    env = taxi()
+    given = np.arange(36.0) / np.arange(36).sum()
+    observation, info = env.reset(options={"initial": given})
+    np.testing.assert_allclose(observation, given, atol=1e-7)
+    assert info["entropy"] == pytest.approx(scipy.stats.entropy(given) / math.log(36), abs=1e-5)
+    np.testing.assert_array_equal(env.reset(options={"initial": given.tolist()})[0], observation)
+    np.testing.assert_allclose(env.reset()[0], 1 / 36)
+
+
+def test_gaussian_starts_are_random_safe_and_repeatable() -> None:
+    """Each draw differs, keeps the floor however high it is, and comes back with the seed."""
+    env = taxi(constraints=(EntropyFloor(0.97),))
+    starts = [env.reset(seed=seed, options={"initial": "gaussian"}) for seed in (1, 2, 1)]
+    np.testing.assert_array_equal(starts[0][0], starts[2][0])
+    assert np.abs(starts[0][0] - starts[1][0]).max() > 1e-3
+    for observation, info in starts:
+        assert info["margin"] >= 0
+        assert info["entropy"] < 0.9999
+        assert observation in env.observation_space
+    free = taxi(constraints=())
+    assert free.reset(seed=1, options={"initial": "gaussian"})[1]["entropy"] < starts[0][1]["entropy"]
+
+
+def test_the_scenario_of_the_day(make_scenario: Make) -> None:
+    """A reset may bring another city, on the env's grid, with its demand and trips; the next reset is at home again."""
+    env, day = taxi(cells=5), make_scenario(5)
+    env.reset(options={"scenario": day})
+    visitor = taxi(cells=5, scenario=day)
+    visitor.reset()
+    np.testing.assert_array_equal(env.step(action(env))[0], visitor.step(action(visitor))[0])
+    assert env.mdp.scenario is day  # type: ignore[attr-defined]
+    env.reset()
+    assert env.mdp.scenario.name == "shenzhen"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": "uniform"}, r"unknown reset options \['start'\]; allowed are"),
+        ({"initial": "nowhere"}, "must be 'uniform', 'gaussian' or a distribution, got 'nowhere'"),
+        ({"initial": np.ones(5) / 5}, r"must have shape \(36,\), got \(5,\)"),
+        ({"initial": np.ones(36)}, "sum to one"),
+        ({"initial": np.full(36, np.nan)}, "sum to one"),
+        ({"initial": np.concatenate([[-0.5, 1.5], np.zeros(34)])}, "non-negative"),
+        ({"scenario": "atlantis"}, "unknown scenario 'atlantis'"),
+    ],
+)
+def test_bad_reset_options_raise_and_change_nothing(options: dict[str, Any], message: str) -> None:
+    """The running episode goes on as if nothing had been asked."""
+    env, twin = taxi(), taxi()
+    for one in (env, twin):
+        one.reset(seed=0)
+        one.step(action(one))
+    with pytest.raises(ValueError, match=message):
+        env.reset(options=options)
+    np.testing.assert_array_equal(env.step(action(env))[0], twin.step(action(twin))[0])
+
+
+def test_the_cost_as_a_value_of_its_own() -> None:
+    """The six-tuple of safe RL libraries: info's cost between reward and termination, the rest unchanged."""
+    plain, wrapped = taxi(parameterization="cells"), CostWrapper(taxi(parameterization="cells"))
+    plain.reset(seed=0)
+    wrapped.reset(seed=0)
+    crowd = np.ones(72, np.float32)
+    observation, reward, terminated, truncated, info = plain.step(crowd)
+    six = wrapped.step(crowd)
+    np.testing.assert_array_equal(six[0], observation)
+    assert six[1:] == (reward, info["cost"], terminated, truncated, info)
+    assert six[2] > 0
+    costless = CostWrapper(gym.make("CartPole-v1"))
+    costless.reset()
+    with pytest.raises(KeyError, match="cost"):
+        costless.step(0)  # type: ignore[arg-type]
 
 
 def test_info_after_reset_describes_the_start() -> None:
@@ -391,6 +525,12 @@ def test_bad_arguments_raise(argument: str, value: object) -> None:
     """ValueError that names the argument when the env is made, not when it is stepped."""
     with pytest.raises(ValueError, match=f"{argument}"):
         taxi(**{argument: value})
+
+
+def test_an_unknown_render_mode_raises() -> None:
+    """Gymnasium warns of it, and the env refuses."""
+    with pytest.warns(UserWarning, match="render_mode='ansi'"), pytest.raises(ValueError, match="render_mode must be None or"):
+        taxi(render_mode="ansi")
 
 
 def test_unknown_arguments_raise() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 #: Everything that only an extra installs, in any extra of the distribution.
 OPTIONAL = (
+    "pygame",
+    "ot",
     "polars",
     "cvxpy",
     "tyro",
@@ -18,7 +20,6 @@ OPTIONAL = (
     "stable_baselines3",
     "safetensors",
     "tensorboard",
-    "scipy",
     "gpytorch",
     "safe_m3_agent",
     "baselines",

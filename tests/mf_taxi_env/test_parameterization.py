@@ -22,17 +22,29 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("name", "dimension", "expected"),
-    [("cells", 2, 72), ("cells", 1, 12), ("bilinear:2", 2, 8), ("bilinear:8", 2, 128), ("bilinear:5", 1, 10)],
+    [
+        ("cells", 2, 72),
+        ("cells", 1, 12),
+        ("bilinear:2", 2, 8),
+        ("bilinear:8", 2, 128),
+        ("bilinear:5", 1, 10),
+        ("fourier:1", 2, 2),
+        ("fourier:3", 2, 18),
+        ("fourier:4", 1, 8),
+        ("network:5", 2, 27),
+        ("network:4,3", 2, 35),
+        ("network:4,3", 1, 31),
+    ],
 )
 def test_number_of_parameters(name: str, dimension: int, expected: int) -> None:
-    """K * d for cells, M^dimension * d for bilinear, and field takes exactly so many."""
+    """What the docs say of each kind, and field takes exactly so many."""
     parameterization = make_parameterization(name, Grid(6, dimension), 2)
     assert parameterization.n_parameters == expected
     assert parameterization.field(torch.zeros(expected)).shape == (6**dimension, 2)
 
 
 @given(
-    name=st.sampled_from(["cells", "bilinear:2", "bilinear:5", "bilinear:8"]),
+    name=st.sampled_from(["cells", "bilinear:2", "bilinear:8", "fourier:1", "fourier:4", "network:3", "network:4,5"]),
     cells=st.integers(1, 9),
     seed=st.integers(0, 2**31),
 )
@@ -44,6 +56,9 @@ def test_field_equals_at_the_centers_and_stays_in_bounds(name: str, cells: int, 
     parameters = rand(parameterization.n_parameters, seed=seed)
     field = parameterization.field(parameters)
     torch.testing.assert_close(field, parameterization.at(parameters, grid.centers(dtype=F64)), rtol=0, atol=1e-12)
+    assert float(field.abs().max()) <= 1.0
+    if name.startswith(("fourier", "network")):
+        return
     assert float(field.abs().max()) <= float(parameters.abs().max()) + 1e-12
     constant = parameterization.field(torch.ones_like(parameters))
     torch.testing.assert_close(constant, torch.ones_like(constant))
@@ -150,3 +165,74 @@ def test_a_ready_object_is_used_as_it_is() -> None:
     """Users may bring their own parameterization."""
     ready = CellField(Grid(3), 2)
     assert make_parameterization(ready, Grid(3), 2) is ready
+
+
+EVERY = ["cells", "bilinear:3", "fourier:3", "network:4,3"]
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("dimension", [1, 2])
+def test_zero_parameters_stay_put(name: str, dimension: int) -> None:
+    """A client that knows nothing can start from an action of zeros: nobody moves."""
+    parameterization = make_parameterization(name, Grid(4, dimension), dimension)
+    assert not parameterization.field(torch.zeros(parameterization.n_parameters)).any()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_batch_is_a_loop(name: str) -> None:
+    """Leading dimensions of the parameters are a batch, for the field and for positions."""
+    parameterization = make_parameterization(name, Grid(4), 2)
+    parameters, positions = rand(2, 3, parameterization.n_parameters), (rand(7, 2, seed=1) + 1) / 2
+    fields, actions = parameterization.field(parameters), parameterization.at(parameters, positions)
+    assert fields.shape == (2, 3, 16, 2)
+    assert actions.shape == (2, 3, 7, 2)
+    for i in range(2):
+        for j in range(3):
+            torch.testing.assert_close(fields[i, j], parameterization.field(parameters[i, j]))
+            torch.testing.assert_close(actions[i, j], parameterization.at(parameters[i, j], positions))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_fields_are_differentiable_in_their_parameters(name: str) -> None:
+    """Whoever has the model may optimise an action by its gradient."""
+    parameterization = make_parameterization(name, Grid(3), 2)
+    parameters = (0.5 * rand(parameterization.n_parameters)).requires_grad_()
+    assert torch.autograd.gradcheck(parameterization.field, (parameters,))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_single_precision_agrees_with_double(name: str) -> None:
+    """The env works in float32; nothing is lost by it, and no tensor is of another type by accident."""
+    parameterization = make_parameterization(name, Grid(5), 2)
+    parameters = rand(parameterization.n_parameters)
+    single = parameterization.field(parameters.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), parameterization.field(parameters), rtol=0, atol=1e-5)
+
+
+def test_fourier_equals_its_sum_of_cosines() -> None:
+    """Term by term, i slowest."""
+    grid, parameters = Grid(3), rand(4 * 2)
+    field = make_parameterization("fourier:2", grid, 2).field(parameters)
+    for cell, (x, y) in enumerate(grid.centers(dtype=F64).tolist()):
+        total = torch.zeros(2, dtype=F64)
+        for i in range(2):
+            for j in range(2):
+                total += parameters.view(4, 2)[2 * i + j] * math.cos(math.pi * i * x) * math.cos(math.pi * j * y)
+        torch.testing.assert_close(field[cell], total.tanh())
+
+
+def test_network_equals_a_module_with_its_weights() -> None:
+    """The flat action is, layer by layer, the weights and biases of an ordinary perceptron."""
+    parameterization = make_parameterization("network:4,3", Grid(5), 2)
+    parameters = rand(parameterization.n_parameters)
+    values, at = 2.0 * Grid(5).centers(dtype=F64) - 1.0, 0
+    for inputs, outputs in ((2, 4), (4, 3), (3, 2)):
+        layer = torch.nn.Linear(inputs, outputs, dtype=F64)
+        with torch.no_grad():
+            layer.weight.copy_(parameters[at : at + inputs * outputs].view(outputs, inputs) * 4.0 / inputs**0.5)
+            at += inputs * outputs
+            layer.bias.copy_(parameters[at : at + outputs] * 4.0)
+            at += outputs
+            values = layer(values).tanh()
+    torch.testing.assert_close(parameterization.field(parameters), values)

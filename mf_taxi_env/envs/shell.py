@@ -1,0 +1,182 @@
+"""What the single and the vector env of a world have in common: spaces, starts, observations, infos."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mf_taxi_env.information import entropy_fraction, kl_divergence
+from mf_taxi_env.mdp import MeanFieldMDP
+from mf_taxi_env.parameterization import Parameterization, make_parameterization
+
+Observation = Literal["mass", "density"]
+Array = NDArray[np.float32]
+
+#: What ``options`` of ``reset`` may hold.
+OPTIONS = ("initial", "scenario")
+#: Sums of a given initial distribution may be off by rounding only.
+SUM_TOLERANCE = 1e-4
+#: Widths of Gaussian starts, in sides of the unit square.
+GAUSSIAN_STD = (0.1, 0.5)
+
+
+# OpenMP's threads do not survive a fork: a forked worker, such as those of Gymnasium's AsyncVectorEnv, would wait for them for
+# ever. One thread needs none, and one process per env leaves no core for more.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+
+
+class Report(NamedTuple):
+    """What an info says of distributions ``[..., K]``; every entry but ``margins`` has shape ``[...]``."""
+
+    cost: Tensor  #: worst violation, at least zero
+    margin: Tensor  #: worst margin; infinite without constraints
+    margins: Tensor  #: [..., n_constraints]
+    entropy: Tensor  #: share of log K
+    kl: Tensor  #: KL(target || mu) in nats; NaN in a world without a target
+
+
+class Shell:
+    """A world, a parameterization of its policies, and how both look to a client.
+
+    Args:
+        world: Builds the lifted MDP of a scenario; ``None`` stands for the env's own.
+        parameterization: Name or object, see :func:`mf_taxi_env.parameterization.make_parameterization`.
+        observation: ``"mass"``, or ``"density"`` for ``K mu``, of order one.
+        observe_time: Append ``t / T``.
+    """
+
+    def __init__(
+        self,
+        world: Callable[[Any], MeanFieldMDP],
+        *,
+        parameterization: str | Parameterization,
+        observation: Observation,
+        observe_time: bool,
+    ) -> None:
+        if observation not in get_args(Observation):
+            raise ValueError(f"observation must be one of {get_args(Observation)}, got {observation!r}")
+        self._world = world
+        self._home = world(None)
+        self.mdp = self._home
+        self.parameterization = make_parameterization(parameterization, self.mdp.grid, self.mdp.action_dim)
+        self.observe_time = observe_time
+        self.scale = float(self.mdp.grid.size if observation == "density" else 1.0)
+        high = np.full(self.mdp.grid.size + observe_time, self.scale, np.float32)
+        if observe_time:
+            high[-1] = 1.0
+        self.observation_space = gym.spaces.Box(np.zeros_like(high), high, dtype=np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (self.parameterization.n_parameters,), np.float32)
+        names = [constraint.name for constraint in self.mdp.constraints]
+        # Two constraints of one kind are told apart by their place.
+        self.constraint_names = [f"{name}:{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+    def parameters(self, action: Any, batch: tuple[int, ...] = ()) -> Tensor:
+        """A client's action as a checked tensor ``[*batch, n]`` on the world's device.
+
+        Raises:
+            ValueError: If it has the wrong shape, is not finite, or leaves ``[-1, 1]``.
+        """
+        shape = (*batch, self.parameterization.n_parameters)
+        values: Any  # a tensor stays on its device; an array is checked where it is, for that is faster
+        if isinstance(action, Tensor):
+            values = action.detach().to(self.mdp.device, torch.float32)
+        else:
+            values = np.array(action, dtype=np.float32)  # a copy: torch takes no read-only or reversed arrays
+        if values.shape != shape:
+            raise ValueError(f"action must have shape {shape}, got {tuple(values.shape)}")
+        legal = abs(values) <= 1.0  # false for NaN
+        if not legal.all():
+            wrong = int((~legal).sum())
+            where = "" if not batch else f", in the envs {[i for i, row in enumerate(legal) if not row.all()][:10]}"
+            raise ValueError(f"action must be finite and lie in [-1, 1]; {wrong} of {math.prod(shape)} entries do not{where}")
+        parameters: Tensor = values if isinstance(values, Tensor) else torch.from_numpy(values).to(self.mdp.device)
+        return parameters
+
+    def open(self, options: Mapping[str, Any] | None) -> Any:
+        """Take over the scenario of the day from ``options``, and return the kind of initial distribution asked for.
+
+        Raises:
+            ValueError: If an option is unknown or does not fit the env.
+        """
+        options = options or {}
+        unknown = sorted(set(options) - set(OPTIONS))
+        if unknown:
+            raise ValueError(f"unknown reset options {unknown}; allowed are {list(OPTIONS)}")
+        scenario = options.get("scenario")
+        mdp = self._home if scenario is None else self._world(scenario)
+        if len(mdp.constraints) != len(self.constraint_names):
+            raise ValueError("options['scenario'] must give the world as many constraints as it has")
+        self.mdp = mdp
+        return options.get("initial", "uniform")
+
+    def start(self, initial: Any, batch: tuple[int, ...], generators: Callable[[], list[np.random.Generator]]) -> Tensor:
+        """Initial distributions ``[*batch, K]``: ``"uniform"`` (the world's own), ``"gaussian"``, or given.
+
+        Args:
+            initial: What :meth:`open` returned.
+            batch: ``()`` or ``(N,)``.
+            generators: Sources of randomness, one per batch element; asked for where a start is random.
+        """
+        if isinstance(initial, str):
+            if initial == "uniform":
+                return self.mdp.initial(batch)
+            if initial == "gaussian":
+                drawn = torch.from_numpy(np.stack([self._gaussian(generator) for generator in generators()]))
+                return self._kept_safe(drawn.to(self.mdp.device, self.mdp.dtype)).reshape(*batch, -1)
+            raise ValueError(f"options['initial'] must be 'uniform', 'gaussian' or a distribution, got {initial!r}")
+        mass = torch.as_tensor(initial, dtype=torch.float64).to(self.mdp.device)
+        size = self.mdp.grid.size
+        if mass.shape not in {(size,), (*batch, size)}:
+            allowed = " or ".join(dict.fromkeys((f"({size},)", str((*batch, size)))))
+            raise ValueError(f"options['initial'] must have shape {allowed}, got {tuple(mass.shape)}")
+        sums = mass.sum(-1, keepdim=True)
+        if not (bool((mass >= 0).all()) and bool(((sums - 1).abs() <= SUM_TOLERANCE).all())):
+            raise ValueError("options['initial'] must be non-negative and sum to one")
+        return (mass / sums).to(self.mdp.dtype).expand(*batch, size).clone()
+
+    def _gaussian(self, generator: np.random.Generator) -> NDArray[np.float64]:
+        """Cell masses ``[K]`` of a Gaussian with a random centre and widths, cut off at the edges of the space."""
+        grid = self.mdp.grid
+        axis = (np.arange(grid.cells) + 0.5) / grid.cells
+        mass = np.ones(1)
+        for centre, std in zip(generator.random(grid.dimension), generator.uniform(*GAUSSIAN_STD, grid.dimension), strict=True):
+            bump = np.exp(-0.5 * ((axis - centre) / std) ** 2)
+            mass = np.outer(mass, bump / bump.sum()).ravel()
+        return mass
+
+    def _kept_safe(self, mu: Tensor) -> Tensor:
+        """``mu`` ``[N, K]``, mixed with the world's own start by halves until it keeps the constraints."""
+        home = self.mdp.initial((len(mu),))
+        for _ in range(20):
+            unsafe = (self.mdp.margins(mu) < 0).any(-1, keepdim=True)
+            if not unsafe.any():
+                return mu
+            mu = torch.where(unsafe, 0.5 * (mu + home), mu)
+        return torch.where((self.mdp.margins(mu) < 0).any(-1, keepdim=True), home, mu)
+
+    def observe(self, mu: Tensor, t: Tensor | float) -> Tensor:
+        """Observations ``[..., n]``, float32, of ``mu`` ``[..., K]`` at steps ``t`` ``[...]``."""
+        # Rounding may leave a mass a few ulps outside of the box.
+        seen = (mu.float() * self.scale).clamp(0.0, self.scale)
+        if not self.observe_time:
+            return seen
+        clock = torch.as_tensor(t, dtype=torch.float32, device=mu.device) / self.mdp.horizon
+        return torch.cat([seen, clock.expand(mu.shape[:-1]).unsqueeze(-1)], -1)
+
+    def report(self, mu: Tensor, t: int) -> Report:
+        """What the info says of ``mu`` ``[..., K]``, caused at step ``t``."""
+        margins = self.mdp.margins(mu)
+        worst = margins.amin(-1) if margins.shape[-1] else mu.new_full(mu.shape[:-1], torch.inf)
+        target = self.mdp.target(t)
+        kl = mu.new_full(mu.shape[:-1], torch.nan) if target is None else kl_divergence(target, mu)
+        return Report((-worst).clamp_min(0.0), worst, margins, entropy_fraction(mu), kl)

@@ -1,0 +1,195 @@
+"""``MFTaxi-v0``: reposition a fleet of taxis, seen as one distribution, through Gymnasium."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, TypedDict, Unpack
+
+import torch
+
+from mf_taxi_env.envs.mean_field_env import MeanFieldEnv
+from mf_taxi_env.envs.shell import Observation
+from mf_taxi_env.envs.vector_env import Backend, MeanFieldVectorEnv
+from mf_taxi_env.envs.viewer import RenderMode
+from mf_taxi_env.motion import Motion
+from mf_taxi_env.parameterization import Parameterization
+from mf_taxi_env.safety import Constraint
+from mf_taxi_env.scenarios import Scenario, load_scenario
+from mf_taxi_env.taxi import RewardTiming, TaxiMDP
+
+DayOfTaxis = str | os.PathLike[str] | Scenario
+
+
+class TaxiSettings(TypedDict, total=False):
+    """Arguments of ``MFTaxi-v0``, see :class:`MFTaxiEnv`."""
+
+    scenario: DayOfTaxis
+    cells: int
+    horizon: int
+    observation: Observation
+    parameterization: str | Parameterization
+    constraints: Sequence[Constraint] | None
+    motion: Literal["free", "congested"] | Motion
+    noise_std: float
+    reward_timing: RewardTiming
+    observe_time: bool
+    device: str | torch.device
+
+
+def _shell_arguments(
+    *,
+    scenario: DayOfTaxis = "shenzhen",
+    cells: int = 25,
+    horizon: int = 12,
+    observation: Observation = "mass",
+    parameterization: str | Parameterization = "bilinear:8",
+    constraints: Sequence[Constraint] | None = None,
+    motion: Literal["free", "congested"] | Motion = "free",
+    noise_std: float = 0.0175,
+    reward_timing: RewardTiming = "current",
+    observe_time: bool = False,
+    device: str | torch.device = "cpu",
+) -> dict[str, Any]:
+    """The arguments of a shell for the arguments of the env: their defaults live here, once."""
+    build = partial(
+        TaxiMDP,
+        horizon=horizon,
+        noise_std=noise_std,
+        motion=motion,
+        constraints=constraints,
+        reward_timing=reward_timing,
+        device=device,
+    )
+    return {
+        "world": partial(_world, build, scenario, cells),
+        "parameterization": parameterization,
+        "observation": observation,
+        "observe_time": observe_time,
+    }
+
+
+def _world(build: Callable[[Scenario], TaxiMDP], home: DayOfTaxis, cells: int, day: DayOfTaxis | None) -> TaxiMDP:
+    """The world of the day, or the env's own; a function of the module, so that envs can be pickled."""
+    chosen = home if day is None else day
+    city = chosen if isinstance(chosen, Scenario) else load_scenario(chosen, cells=cells)
+    return build(city.resample(cells))
+
+
+class MFTaxiEnv(MeanFieldEnv):
+    """A fleet of taxis, in the mean-field limit, has to stand where the demand is without leaving any district unserved.
+
+    ## Description
+    The state is a distribution ``mu`` over ``k x k`` cells of a city; one step is a quarter of an hour. First passengers are
+    served and carried to where the city's trips end, then every taxi moves as the action tells it to, and noise perturbs
+    where it arrives. The transition is deterministic: a distribution moves. See ``mf_taxi_env.TaxiMDP`` for the
+    equations and arXiv 2306.17052 for their source.
+
+    ## Action Space
+    ``Box(-1, 1, (n,), float32)``: parameters of a field of moves over the city, see ``parameterization``. A move of 1 crosses
+    the city; an action of zeros leaves every taxi where it is.
+
+    | parameterization | n | meaning |
+    |---|---|---|
+    | ``"cells"`` | ``2 k^2`` | ``(dx, dy)`` of every cell, in the order of the observation |
+    | ``"bilinear:M"`` | ``2 M^2`` | ``(dx, dy)`` at ``M x M`` nodes, interpolated between them |
+    | ``"fourier:N"`` | ``2 N^2`` | coefficients of ``N x N`` cosines, squashed by ``tanh`` |
+    | ``"network:H1,H2"`` | ``3 H1 + (H1 + 1) H2 + 2 (H2 + 1)`` | weights of a network from position to move |
+
+    ## Observation Space
+    ``Box(float32)`` of length ``k^2``, or ``k^2 + 1`` with ``observe_time``:
+
+    | part | min | max |
+    |---|---|---|
+    | mass of cell ``i * k + j`` (``i`` along longitude) | 0 | 1 |
+    | or, with ``observation="density"``, mass times ``k^2`` | 0 | ``k^2`` |
+    | ``t / T``, with ``observe_time`` | 0 | 1 |
+
+    ## Rewards
+    ``-KL(rho || mu)`` in nats, at most 0, with ``rho`` the demand. No policy earns more
+    per step than ``mf_taxi_env.certified_bound(env.unwrapped.mdp).per_step``, up to its certified gap, from a distribution that
+    it causes and that is safe.
+
+    ## Cost
+    ``info["cost"]`` is the worst violation ``max(0, -margin)`` of the new distribution in the constraint's unit. Every
+    ``info`` also holds ``margin`` (the worst), ``margins`` (name to margin), ``entropy`` (share of ``log K``) and ``kl``, all
+    of the distribution observed with it. ``mf_taxi_env.CostWrapper`` returns the cost as a value of its own.
+
+    ## Starting State
+    The uniform distribution. ``reset(options={"initial": ...})`` takes a distribution instead, or ``"gaussian"`` for a random
+    one; ``options={"scenario": ...}`` sets the city of this episode.
+
+    ## Episode End
+    Truncation after ``horizon`` steps; there is no termination.
+
+    ## Arguments
+    >>> import gymnasium as gym, mf_taxi_env
+    >>> env = gym.make("MFTaxi-v0", cells=10, parameterization="cells")
+    >>> observation, info = env.reset(seed=0)
+    >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample() * 0)
+    >>> sorted(info)
+    ['cost', 'entropy', 'kl', 'margin', 'margins']
+
+    | argument | default | meaning |
+    |---|---|---|
+    | ``scenario`` | ``"shenzhen"`` | name, path of a scenario file, or ``mf_taxi_env.Scenario`` |
+    | ``cells`` | 25 | cells per axis, ``k``; the scenario is resampled to it |
+    | ``horizon`` | 12 | steps per episode |
+    | ``observation`` | ``"mass"`` | ``"mass"`` or ``"density"`` |
+    | ``parameterization`` | ``"bilinear:8"`` | see Action Space |
+    | ``constraints`` | ``None`` | the scenario's entropy floor, or a sequence of constraints; ``()`` for none |
+    | ``motion`` | ``"free"`` | ``"free"``, ``"congested"`` or a callable |
+    | ``noise_std`` | 0.0175 | standard deviation of the noise, in sides of the square |
+    | ``reward_timing`` | ``"current"`` | reward of the distribution acted from, or of the ``"next"`` |
+    | ``observe_time`` | ``False`` | append ``t / T`` to the observation |
+    | ``device`` | ``"cpu"`` | torch device |
+    | ``render_mode`` | ``None`` | ``"rgb_array"`` or ``"human"`` (extra ``render``) |
+
+    ## Vectorized environment
+    ``gym.make_vec`` gives a native batch: all episodes are one tensor, on any device, stepped together.
+
+    >>> envs = gym.make_vec("MFTaxi-v0", num_envs=4, cells=10, parameterization="cells")
+    >>> observations, infos = envs.reset(seed=0)
+    >>> observations, rewards, terminated, truncated, infos = envs.step(envs.action_space.sample() * 0)
+    >>> rewards.shape
+    (4,)
+
+    Further arguments are ``backend`` (``"numpy"``, or ``"torch"`` for tensors that never leave ``device``) and
+    ``max_episode_steps``. Autoreset is ``NEXT_STEP``.
+
+    ## Version History
+    * v0: initial version.
+
+    ## References
+    Jusup et al., *Safe Model-Based Multi-Agent Mean-Field Reinforcement Learning*, AAMAS 2024, arXiv 2306.17052.
+    """
+
+    def __init__(self, *, render_mode: RenderMode | None = None, **settings: Unpack[TaxiSettings]) -> None:
+        super().__init__(**_shell_arguments(**settings), render_mode=render_mode)
+
+    @property
+    def _box(self) -> tuple[float, float, float, float] | None:
+        assert isinstance(self.mdp, TaxiMDP)
+        return self.mdp.scenario.box
+
+
+class MFTaxiVectorEnv(MeanFieldVectorEnv):
+    """``MFTaxi-v0`` in a batch; see :class:`MFTaxiEnv` for the world and its arguments.
+
+    Args:
+        num_envs: Episodes.
+        backend: ``"numpy"`` arrays, or ``"torch"`` tensors that never leave the device.
+        max_episode_steps: Truncate earlier than the horizon.
+        settings: Arguments of :class:`MFTaxiEnv`.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        backend: Backend = "numpy",
+        max_episode_steps: int | None = None,
+        **settings: Unpack[TaxiSettings],
+    ) -> None:
+        super().__init__(num_envs, **_shell_arguments(**settings), backend=backend, max_episode_steps=max_episode_steps)

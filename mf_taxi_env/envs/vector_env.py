@@ -1,0 +1,171 @@
+"""A lifted mean-field MDP as a native vector env: all episodes in one batch of tensors, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from gymnasium import error
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from mf_taxi_env.envs.shell import Observation, Shell
+from mf_taxi_env.mdp import MeanFieldMDP
+from mf_taxi_env.parameterization import Parameterization
+
+Backend = Literal["numpy", "torch"]
+
+
+class MeanFieldVectorEnv(VectorEnv[Any, Any, Any]):
+    """``num_envs`` episodes of one world, stepped together; each is what the single env does with the same seed and actions.
+
+    All episodes have the same length and start together, so they also end together. Autoreset is of the kind ``NEXT_STEP``: the
+    step after the last ignores its actions, starts all episodes anew and returns their first observations with reward 0.
+
+    Args:
+        num_envs: Episodes, ``N >= 1``.
+        world: See :class:`~mf_taxi_env.envs.mean_field_env.MeanFieldEnv`.
+        parameterization: What an action means.
+        observation: ``"mass"`` or ``"density"``.
+        observe_time: Append ``t / T`` to the observation.
+        backend: What a client sees: ``"numpy"`` arrays, or ``"torch"`` tensors that never leave the device.
+        max_episode_steps: Truncate earlier than the world's horizon.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}  # noqa: RUF012 - as Gymnasium has it
+
+    def __init__(
+        self,
+        num_envs: int,
+        world: Callable[[Any], MeanFieldMDP],
+        *,
+        parameterization: str | Parameterization,
+        observation: Observation,
+        observe_time: bool,
+        backend: Backend,
+        max_episode_steps: int | None,
+    ) -> None:
+        if not isinstance(num_envs, int) or num_envs < 1:
+            raise ValueError(f"num_envs must be an integer >= 1, got {num_envs!r}")
+        if backend not in get_args(Backend):
+            raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps!r}")
+        self._shell = Shell(world, parameterization=parameterization, observation=observation, observe_time=observe_time)
+        self.num_envs = num_envs
+        self.backend: Backend = backend
+        self.render_mode = None
+        self.single_observation_space = self._shell.observation_space
+        self.single_action_space = self._shell.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        horizon = self.mdp.horizon
+        self._length = horizon if max_episode_steps is None else min(horizon, max_episode_steps)
+        self._generators: list[np.random.Generator] = []
+        self._initial: Any = "uniform"
+        self._mu: Tensor | None = None
+        self._t = 0
+
+    @property
+    def mdp(self) -> MeanFieldMDP:
+        """The lifted MDP of the running episodes."""
+        return self._shell.mdp
+
+    @property
+    def parameterization(self) -> Parameterization:
+        """What an action means."""
+        return self._shell.parameterization
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start all episodes.
+
+        Args:
+            seed: Episode ``i`` is seeded with ``seed + i``, or with ``seed[i]``. Only random starts use it.
+            options: As for the single env; ``"initial"`` may also be one distribution per episode, ``[N, K]``. They hold until
+                the next call: an autoreset starts as this call did.
+
+        Raises:
+            ValueError: If an option is unknown or malformed. The running episodes go on.
+        """
+        self._seed(seed)
+        before = self._shell.mdp
+        try:
+            initial = self._shell.open(options)
+            self._mu = self._shell.start(initial, (self.num_envs,), self._randomness)
+        except ValueError:
+            self._shell.mdp = before
+            raise
+        self._initial, self._t = initial, 0
+        return self._seen(self._shell.observe(self._mu, 0.0)), self._infos(self._mu)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Move all fleets.
+
+        Args:
+            actions: ``[N, n]`` in ``[-1, 1]``, array or tensor.
+
+        Returns:
+            Observations ``[N, n]``, rewards ``[N]``, terminations ``[N]`` (never), truncations ``[N]`` and infos, as arrays or
+            tensors.
+
+        Raises:
+            ValueError: If the actions have the wrong shape, or some are not finite or leave ``[-1, 1]``; the message names the
+                episodes. No episode has changed.
+            gymnasium.error.ResetNeeded: Before the first reset.
+        """
+        if self._mu is None:
+            raise error.ResetNeeded("call reset() before step(): no episode is running")
+        parameters = self._shell.parameters(actions, (self.num_envs,))
+        if self._t >= self._length:
+            self._mu, self._t = self._shell.start(self._initial, (self.num_envs,), self._randomness), 0
+            rewards = self._mu.new_zeros(self.num_envs)
+        else:
+            with torch.no_grad():
+                fields = self._shell.parameterization.field(parameters)
+                next_mu = self.mdp.transition(self._mu, fields, self._t)
+                rewards = self.mdp.reward(self._mu, fields, next_mu, self._t)
+            self._mu, self._t = next_mu, self._t + 1
+        observation = self._seen(self._shell.observe(self._mu, float(self._t)))
+        ended = self._t >= self._length
+        if self.backend == "torch":
+            flags = torch.zeros(2, self.num_envs, dtype=torch.bool, device=self._mu.device)
+            flags[1] = ended
+            return observation, rewards, flags[0], flags[1], self._infos(self._mu)
+        terminated, truncated = np.zeros(self.num_envs, np.bool_), np.full(self.num_envs, ended)
+        return observation, rewards.double().cpu().numpy(), terminated, truncated, self._infos(self._mu)
+
+    def _seed(self, seed: int | Sequence[int | None] | None) -> None:
+        if seed is None:
+            return
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed must be one number or {self.num_envs}, one per env; got {len(seeds)}")
+        # As the single env seeds its own generator, so that episode i is what that env gives for seeds[i].
+        self._generators = [seeding.np_random(s)[0] for s in seeds]
+
+    def _randomness(self) -> list[np.random.Generator]:
+        """A generator per episode; from fresh entropy where none was seeded."""
+        if not self._generators:
+            self._generators = [seeding.np_random()[0] for _ in range(self.num_envs)]
+        return self._generators
+
+    def _seen(self, values: Tensor) -> Any:
+        return values if self.backend == "torch" else values.cpu().numpy()
+
+    def _infos(self, mu: Tensor) -> dict[str, Any]:
+        """Every entry beside a mask ``_entry`` of the episodes that have it, as Gymnasium's vector envs do it: here, all."""
+        report = self._shell.report(mu, max(self._t - 1, 0))
+        mask = self._seen(torch.ones(self.num_envs, dtype=torch.bool, device=mu.device))
+        infos: dict[str, Any] = {}
+        for name in ("cost", "margin", "entropy", "kl"):
+            infos[name], infos[f"_{name}"] = self._seen(getattr(report, name)), mask
+        margins: dict[str, Any] = {}
+        for i, name in enumerate(self._shell.constraint_names):
+            margins[name], margins[f"_{name}"] = self._seen(report.margins[..., i]), mask
+        return {**infos, "margins": margins, "_margins": mask}
