@@ -74,15 +74,17 @@ class Certifier:
             generator: Source of the random starts.
         """
         radius = confidence_radius(mdp.beta, mdp.model.members)
+        with torch.no_grad():
+            field = policy.prepared()
         z = self._starts(mdp, known, radius, generator)
         if mdp.model.exact or not mdp.constraints:
             with torch.no_grad():
-                return Certificate(float(mdp.rollout(policy).worst_margin), z[0])
+                return Certificate(float(mdp.rollout(field).worst_margin), z[0])
         best_margin = torch.full(z.shape[:1], math.inf, dtype=z.dtype, device=z.device)
         best = z
         for step in range(self.config.steps + 1):
             z = z.detach().requires_grad_()
-            trajectory = mdp.plausible(z).rollout(policy)
+            trajectory = mdp.plausible(z).rollout(field)
             # A motion or policy that leads to no number is as bad as can be.
             worst = trajectory.worst_margin.nan_to_num(nan=-math.inf)
             with torch.no_grad():

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mf_taxi_env.mdp import MeanFieldMDP
+from mf_taxi_env.mdp import Field, MeanFieldMDP
 
 PolicyKind = Literal["field", "network"]
 
@@ -41,8 +41,12 @@ class Policy(nn.Module, ABC):
     """A deterministic policy with values in ``[-1, 1]^d``; the same function seen by the lifted MDP and by a taxi."""
 
     @abstractmethod
+    def prepared(self) -> Field:
+        """The policy as it is now, for one rollout: what does not depend on the distribution is computed here, once."""
+
     def field(self, mu: Tensor, t: int) -> Tensor:
         """Actions at the cell centres, ``[..., K, d]``, for distributions after trips ``mu`` ``[..., K]`` at step ``t``."""
+        return self.prepared().field(mu, t)
 
     @abstractmethod
     def forward(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
@@ -63,9 +67,8 @@ class FieldPolicy(Policy):
         shape = (steps, mdp.grid.size, mdp.grid.dimension)
         self.logits = nn.Parameter(torch.zeros(shape, dtype=mdp.dtype, device=mdp.device))
 
-    def field(self, mu: Tensor, t: int) -> Tensor:
-        actions = self.raw(t).tanh()
-        return actions.expand(*mu.shape[:-1], *actions.shape)
+    def prepared(self) -> Field:
+        return _FixedField(self.logits.tanh())
 
     def forward(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
         return self.raw(t)[self.grid.index(positions)].tanh()
@@ -110,20 +113,44 @@ class NetworkPolicy(Policy):
         self.residual = FieldPolicy(mdp, steps)
         self.register_buffer("centers", mdp.grid.centers(dtype=mdp.dtype, device=mdp.device), persistent=False)
 
-    def field(self, mu: Tensor, t: int) -> Tensor:
+    def prepared(self) -> Field:
         assert isinstance(self.centers, Tensor)
-        return (self._network(self.centers, mu) + self.residual.raw(t)).tanh()
+        return _NetworkField(self, self.from_position(self.centers))
 
     def forward(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
-        return (self._network(positions, mu) + self.residual.raw(t)[self.grid.index(positions)]).tanh()
+        residual = self.residual.raw(t)[self.grid.index(positions)]
+        return (self.network(self.from_position(positions), mu) + residual).tanh()
 
-    def _network(self, positions: Tensor, mu: Tensor) -> Tensor:
+    def network(self, located: Tensor, mu: Tensor) -> Tensor:
+        """The network's part before its bound, ``[..., n, d]``, from the positions' part of the first layer ``[n, h]``."""
         # K mu is of order one, as the layers' initial scale expects.
-        hidden = self.from_position(positions) + self.from_mu(mu * self.grid.size).unsqueeze(-2)
+        hidden = located + self.from_mu(mu * self.grid.size).unsqueeze(-2)
         for layer in self.inner:
             hidden = layer(nn.functional.leaky_relu(hidden, inplace=True))  # in place: no one else needs the sum
         out: Tensor = self.out(nn.functional.leaky_relu(hidden, inplace=True))
         return out
+
+
+@dataclass(frozen=True, eq=False)
+class _FixedField:
+    """A field that does not depend on the distribution."""
+
+    actions: Tensor  #: [1 or T, K, d]
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        actions = self.actions[min(t, len(self.actions) - 1)]
+        return actions.expand(*mu.shape[:-1], *actions.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _NetworkField:
+    """A network at the cell centres."""
+
+    policy: NetworkPolicy
+    located: Tensor  #: the centres' part of the first layer [K, h]
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        return (self.policy.network(self.located, mu) + self.policy.residual.raw(t)).tanh()
 
 
 def make_policy(config: PolicyConfig, mdp: MeanFieldMDP, generator: torch.Generator) -> Policy:

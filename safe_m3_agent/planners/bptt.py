@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mf_taxi_env.mdp import Trajectory
+from mf_taxi_env.mdp import Field, Trajectory
 from safe_m3_agent.barrier import relaxed_log_barrier
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
 from safe_m3_agent.policy import Policy
@@ -82,7 +82,8 @@ class BPTTPlanner:
         objective = best_return
         lipschitz = lipschitz_constants(mdp)
         for epoch in range(self.config.epochs):
-            trajectory = worlds.rollout(_hallucinated(policy, eta, len(adversaries)) if optimistic else policy)
+            field = policy.prepared()
+            trajectory = worlds.rollout(_hallucinated(field, eta, len(adversaries)) if optimistic else field)
             margins = planned_margins(trajectory, lipschitz)
             objective = trajectory.returns[0]
             if weight:
@@ -110,7 +111,7 @@ class BPTTPlanner:
         return self.config.learning_rate * (0.1 + 0.45 * (1.0 + math.cos(math.pi * progress)))
 
 
-def _hallucinated(policy: Policy, eta: Tensor, adversaries: int) -> HallucinatedField:
+def _hallucinated(policy: Field, eta: Tensor, adversaries: int) -> HallucinatedField:
     """Hallucinated control in the first world alone."""
     return HallucinatedField(policy, torch.cat([eta.tanh().unsqueeze(0), eta.new_zeros(adversaries, *eta.shape)]))
 
