@@ -28,6 +28,8 @@ docs: $(VENV)/.docs  ## The documentation site, strictly, into site/
 
 benchmark: $(VENV)/.dev  ## Timings and memory
 	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/environment.py
+	$(BIN)/python benchmarks/trip_files.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

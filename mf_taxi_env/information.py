@@ -12,6 +12,11 @@ from torch import Tensor
 MASS_FLOOR = 1e-30
 
 
+def floored_log(mu: Tensor) -> Tensor:
+    """``log max(mu, MASS_FLOOR)``, of any shape: what every quantity here takes the logarithm of a mass by."""
+    return mu.clamp_min(MASS_FLOOR).log()
+
+
 def entropy(mu: Tensor) -> Tensor:
     """Shannon entropy in nats.
 
@@ -21,28 +26,32 @@ def entropy(mu: Tensor) -> Tensor:
     Returns:
         ``-sum mu log mu``, ``[...]`` in ``[0, log K]``.
     """
-    return -(mu * mu.clamp_min(MASS_FLOOR).log()).sum(-1)
+    return -(mu * floored_log(mu)).sum(-1)
 
 
-def entropy_fraction(mu: Tensor) -> Tensor:
+def entropy_fraction(mu: Tensor, log: Tensor | None = None) -> Tensor:
     """Entropy as a share of its maximum ``log K``, ``[...]`` in ``[0, 1]``; 1 on a grid of one cell.
 
     Args:
         mu: Distributions ``[..., K]``.
+        log: Their :func:`floored_log`, where it is at hand.
     """
     size = mu.shape[-1]
-    return entropy(mu) / math.log(size) if size > 1 else torch.ones_like(mu[..., 0])
+    if size == 1:
+        return torch.ones_like(mu[..., 0])
+    return -(mu * (floored_log(mu) if log is None else log)).sum(-1) / math.log(size)
 
 
-def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
+def kl_divergence(p: Tensor, q: Tensor, log_q: Tensor | None = None) -> Tensor:
     """Kullback-Leibler divergence ``KL(p || q)`` in nats; a cell with ``p = 0`` contributes nothing.
 
     Args:
         p: Distributions ``[..., K]``.
         q: Distributions ``[..., K]``, floored at ``MASS_FLOOR`` inside the logarithm.
+        log_q: Their :func:`floored_log`, where it is at hand.
 
     Returns:
         ``sum p log(p / q)``, ``[...]``, at least zero.
     """
-    divergence: Tensor = (p * (p.clamp_min(MASS_FLOOR).log() - q.clamp_min(MASS_FLOOR).log())).sum(-1)
+    divergence: Tensor = (p * (floored_log(p) - (floored_log(q) if log_q is None else log_q))).sum(-1)
     return divergence

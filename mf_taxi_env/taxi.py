@@ -78,7 +78,7 @@ class TaxiMDP(ParticleMDP):
         self.scenario = scenario
         self.reward_timing: RewardTiming = reward_timing
         # One row per step of the day; a single row where demand and trips do not change.
-        self._demand = torch.tensor(scenario.demand, dtype=dtype, device=self.device).reshape(-1, grid.size)
+        self._demand = torch.tensor(scenario.demand, dtype=dtype, device=self.device).reshape(-1, grid.size).unbind()
         self._trips = tuple(
             torch.tensor(trips, dtype=dtype, device=self.device)
             if isinstance(trips, np.ndarray)

@@ -1,0 +1,122 @@
+"""Steps per second of the env, single and batched, and memory of the push-forward, on this machine.
+
+Run: python benchmarks/environment.py [--threads 2] [--device cpu]
+
+Quote ratios from one run; machines differ.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+
+from mf_taxi_env import Grid
+from mf_taxi_env.noise import TruncatedGaussian
+
+#: Noise of the city, in sides of the square.
+STD = 0.0175
+
+
+def main(
+    cells: int = 25,
+    threads: int = 2,
+    device: str = "cpu",
+    batches: tuple[int, ...] = (1, 16, 256),
+    seconds: float = 1.0,
+    repeats: int = 7,
+    memory: bool = True,
+) -> None:
+    """Print the tables.
+
+    Args:
+        cells: Cells per axis, k, of the env.
+        threads: Threads of torch.
+        device: torch device of the env.
+        batches: Episodes of the vector env.
+        seconds: Length of one measurement.
+        repeats: Measurements; the median and the range are printed.
+        memory: Measure the memory of the push-forward, too.
+    """
+    torch.set_num_threads(threads)
+    processor = platform.processor() or platform.machine()
+    print(f"torch {torch.__version__}, {threads} threads, {processor}, device {device}, k = {cells}, parameterization cells")
+    print(f"{'lifted steps per second':44} {'median':>10} {'min':>10} {'max':>10}")
+    settings = {"cells": cells, "parameterization": "cells", "device": device}
+    env = gym.make("MFTaxi-v0", **settings)
+    env.reset(seed=0)
+    action = 0.05 * np.random.default_rng(0).uniform(-1, 1, env.action_space.shape).astype(np.float32)
+
+    def single() -> None:
+        if env.step(action)[3]:
+            env.reset()
+
+    _report("gym.make, one step at a time", single, 1, seconds, repeats)
+    for batch in batches:
+        for backend in ("numpy", "torch"):
+            envs = gym.make_vec("MFTaxi-v0", num_envs=batch, backend=backend, **settings)
+            envs.reset(seed=0)
+            actions = np.broadcast_to(action, envs.action_space.shape).copy()
+            given = torch.from_numpy(actions).to(device) if backend == "torch" else actions
+
+            def step(envs: gym.vector.VectorEnv = envs, given: object = given) -> None:
+                envs.step(given)
+                if device != "cpu":
+                    torch.cuda.synchronize()
+
+            _report(f"gym.make_vec, {batch} envs, {backend}", step, batch, seconds, repeats)
+    if memory and device == "cpu" and Path("/proc/self/clear_refs").exists():
+        _memory()
+
+
+def _report(name: str, work: Callable[[], None], steps: int, seconds: float, repeats: int) -> None:
+    rates = []
+    for _ in range(repeats + 1):  # the first warms up
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            work()
+            count += steps
+        rates.append(count / (time.perf_counter() - start))
+    rates = rates[1:]
+    print(f"{name:44} {statistics.median(rates):10,.0f} {min(rates):10,.0f} {max(rates):10,.0f}", flush=True)
+
+
+def _memory() -> None:
+    """Peak memory of one push-forward with its gradient, beyond what the process had before."""
+    print(f"\n{'push-forward and its gradient: peak MB':44} {'k = 25':>10} {'k = 50':>10} {'k = 100':>10}")
+    context = multiprocessing.get_context("spawn")  # a fresh process: a peak never falls
+    for batch in (1, 16, 64, 256):
+        with context.Pool(1, maxtasksperchild=1) as pool:
+            peaks = [pool.apply(_peak, (batch, cells)) for cells in (25, 50, 100)]
+        print(f"{f'batch {batch}':44} " + " ".join(f"{peak:10.1f}" for peak in peaks), flush=True)
+    print("inputs, result and gradients alone are 32 bytes per cell: 5 MB at k = 25 and batch 256, 82 MB at k = 100")
+
+
+def _peak(batch: int, cells: int) -> float:
+    noise, size = TruncatedGaussian(Grid(cells), STD), cells * cells
+    small = TruncatedGaussian(Grid(5), STD)
+    small.push_forward(torch.ones(1, 25), torch.rand(1, 25, 2, requires_grad=True)).sum().backward()  # libraries load
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before = _resident("VmRSS")
+    mass = torch.full((batch, size), 1.0 / size, requires_grad=True)
+    destinations = torch.rand(batch, size, 2, requires_grad=True)
+    noise.push_forward(mass, destinations).square().sum().backward()
+    return _resident("VmHWM") - before
+
+
+def _resident(key: str) -> float:
+    """Resident memory of this process in MB: ``VmRSS`` now, ``VmHWM`` at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
