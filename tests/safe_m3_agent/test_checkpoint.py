@@ -17,7 +17,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import safe_m3_agent
-from mf_taxi_env import EntropyFloor, FreeMotion, Scenario, TaxiMDP
+from mf_taxi_env import (
+    Constraint,
+    DistanceCap,
+    EntropyFloor,
+    FreeMotion,
+    KeepAway,
+    RegionCapacity,
+    RegionCoverage,
+    Scenario,
+    SmoothedEntropyFloor,
+    TaxiMDP,
+    WeightedEntropyFloor,
+)
 from safe_m3_agent import Config, SafeM3UCRL, checkpoint
 from safe_m3_agent.checkpoint import (
     CHECKPOINT_FILE,
@@ -293,6 +305,28 @@ def test_the_world_is_rebuilt(make_world: Callable[..., TaxiMDP], tiny: Config, 
     actions = torch.full((25, 2), 0.2, dtype=torch.float64)
     mu = world.transition(world.initial(), actions)
     assert torch.equal(again.transition(again.initial(), actions), mu)
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        WeightedEntropyFloor([0.0, 1.0, 1.0, 0.5, 2.0] * 5, 0.5),
+        SmoothedEntropyFloor(0.5, 0.01),
+        DistanceCap([0.04] * 25, 0.9, "tv"),
+        KeepAway([1.0] + [0.0] * 24, 0.01, "kl"),
+        RegionCapacity([0, 3], 0.5),
+        RegionCoverage([True] * 5 + [False] * 20, 0.1),
+    ],
+    ids=lambda constraint: type(constraint).__name__,
+)
+def test_every_constraint_comes_back(
+    make_world: Callable[..., TaxiMDP], tiny: Config, tmp_path: Path, constraint: Constraint
+) -> None:
+    """A run with any constraint of the library resumes from its folder alone, as the same world."""
+    world = make_world(constraints=[constraint])
+    folder = SafeM3UCRL(world, tiny).save(tmp_path)
+    assert SafeM3UCRL.load(folder).mdp.constraints == (constraint,)
+    SafeM3UCRL.load(folder, mdp=world)
 
 
 @pytest.mark.parametrize("options", [{"motion": ShortMotion()}, {"motion": HalvedMotion()}, {"constraints": [OwnFloor(0.8)]}])
