@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -55,7 +55,7 @@ class Trajectory(NamedTuple):
     @property
     def violations(self) -> Tensor:
         """Number of steps ``[...]`` at which some constraint is violated."""
-        return (self.margins < 0).any(-1).sum(-1)
+        return (~(self.margins >= 0)).any(-1).sum(-1)  # a margin that is no number is not kept
 
 
 class MeanFieldMDP(ABC):
@@ -93,7 +93,7 @@ class MeanFieldMDP(ABC):
         self.grid = grid
         self.horizon = horizon
         self.action_dim = action_dim
-        self.constraints = tuple(constraints)
+        self.constraints = checked_constraints(constraints)
         self.dtype = dtype
         self.device = torch.device(device)
 
@@ -208,3 +208,17 @@ class ParticleMDP(MeanFieldMDP):
     def move(self, mu: Tensor, actions: Tensor, t: int = 0) -> Move:
         destinations = self.motion(self.centers, mu, actions)
         return Move(self.noise.push_forward(mu, destinations), mu.new_zeros(mu.shape[:-1]))
+
+
+def checked_constraints(constraints: object) -> tuple[Constraint, ...]:
+    """The constraints of a world.
+
+    Raises:
+        ValueError: If they are no sequence of constraints.
+    """
+    given = tuple(constraints) if isinstance(constraints, Iterable) else (constraints,)
+    if not isinstance(constraints, Iterable) or not all(
+        isinstance(one, Constraint) and not isinstance(one, type) for one in given
+    ):
+        raise ValueError(f"constraints must be a sequence of constraints, such as (EntropyFloor(0.9),), got {constraints!r}")
+    return given

@@ -195,7 +195,7 @@ def make_parameterization(name: str | Parameterization, grid: Grid, action_dim: 
         return name
     kind, _, argument = name.partition(":") if isinstance(name, str) else ("", "", "")
     numbers = [int(number) for number in argument.split(",")] if re.fullmatch(r"\d+(,\d+)*", argument, re.ASCII) else []
-    if kind == "cells" and not argument:
+    if name == "cells":
         return CellField(grid, action_dim)
     if kind == "bilinear" and len(numbers) == 1:
         return BilinearField(grid, action_dim, *numbers)

@@ -75,6 +75,8 @@ class TaxiMDP(ParticleMDP):
             dtype=dtype,
             device=device,
         )
+        if not isinstance(motion, str):
+            self._probe_motion()
         self.scenario = scenario
         self.reward_timing: RewardTiming = reward_timing
         # One row per step of the day; a single row where demand and trips do not change.
@@ -85,6 +87,21 @@ class TaxiMDP(ParticleMDP):
             else SparseMatrix(trips, dtype, self.device)
             for trips in scenario.trip_steps
         )
+
+    def _probe_motion(self) -> None:
+        """A motion that leaves the city would turn the fleet into no number many steps later; it is told here."""
+        mu = self.initial()
+        for action in (-1.0, 0.0, 1.0):
+            moved: object = self.motion(self.centers, mu, torch.full_like(self.centers, action))
+            shape, kind = (tuple(moved.shape), moved.dtype) if isinstance(moved, Tensor) else ((), type(moved))
+            if not isinstance(moved, Tensor) or shape != self.centers.shape or kind != self.dtype:
+                raise ValueError(
+                    f"motion must return destinations {tuple(self.centers.shape)} of {self.dtype}, got {shape} of {kind}"
+                )
+            if not bool(((moved >= 0) & (moved <= 1)).all()):
+                raise ValueError(
+                    f"motion must return destinations in [0, 1]; under actions of {action:g} some are not: clamp them"
+                )
 
     def demand(self, t: int) -> Tensor:
         """Demand ``rho_t``, ``[K]``; the last one known for steps past the scenario's."""
@@ -126,6 +143,8 @@ def _named_motion(motion: str | Motion, grid: Grid) -> Motion:
     if not isinstance(motion, str):
         if not callable(motion):
             raise ValueError(f"motion must be 'free', 'congested' or a callable, got {motion!r}")
+        if getattr(motion, "grid", grid) != grid:
+            raise ValueError(f"motion is made for {motion.grid}, but the world has {grid}")  # type: ignore[attr-defined]
         return motion
     named: dict[str, Motion] = {"free": FreeMotion(), "congested": CongestedMotion(grid)}
     if motion not in named:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -71,13 +70,9 @@ class MeanFieldEnv(gym.Env[Array, Array]):
         Raises:
             ValueError: If an option is unknown or malformed. The running episode, if any, goes on.
         """
+        day = self._shell.day(options, ())  # checked before anything changes
         super().reset(seed=seed)
-        before = self._shell.mdp
-        try:
-            self._mu = self._shell.start(self._shell.open(options), (), lambda: [self.np_random])
-        except ValueError:
-            self._shell.mdp = before
-            raise
+        self._mu = self._shell.start(day, (), lambda: [self.np_random])
         self._t, self._actions = 0, None
         if self.render_mode == "human":
             self.render()
@@ -114,8 +109,7 @@ class MeanFieldEnv(gym.Env[Array, Array]):
             gymnasium.error.ResetNeeded: Before the first reset.
         """
         if self.render_mode is None:
-            assert self.spec is not None
-            gym.logger.warn(f"render() without a render mode; say gym.make({self.spec.id!r}, render_mode='rgb_array')")
+            gym.logger.warn(f"render() of {self._title} without a render mode; make it with render_mode='rgb_array'")
             return None
         if self._mu is None:
             raise gym.error.ResetNeeded("call reset() before render(): there is nothing to show")
@@ -157,12 +151,10 @@ class MeanFieldEnv(gym.Env[Array, Array]):
 
     def _info(self, mu: Tensor) -> dict[str, Any]:
         report = self._shell.report(mu, max(self._t - 1, 0))
-        margins = report.margins.tolist()
-        worst = min(margins, default=math.inf)
         return {
-            "cost": max(0.0, -worst),
-            "margin": worst,
-            "margins": dict(zip(self._shell.constraint_names, margins, strict=True)),
+            "cost": float(report.cost),
+            "margin": float(report.margin),
+            "margins": dict(zip(self._shell.constraint_names, report.margins.tolist(), strict=True)),
             "entropy": float(report.entropy),
             "kl": float(report.kl),
         }

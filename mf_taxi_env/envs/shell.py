@@ -23,6 +23,8 @@ Array = NDArray[np.float32]
 
 #: What ``options`` of ``reset`` may hold.
 OPTIONS = ("initial", "scenario")
+#: Named initial distributions.
+STARTS = ("uniform", "gaussian")
 #: Sums of a given initial distribution may be off by rounding only.
 SUM_TOLERANCE = 1e-4
 #: Widths of Gaussian starts, in sides of the unit square.
@@ -35,10 +37,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
+class Day(NamedTuple):
+    """How episodes are to start."""
+
+    mdp: MeanFieldMDP  #: their world
+    initial: str | Tensor  #: one of ``STARTS``, or distributions [*batch, K]
+
+
 class Report(NamedTuple):
     """What an info says of distributions ``[..., K]``; every entry but ``margins`` has shape ``[...]``."""
 
-    cost: Tensor  #: worst violation, at least zero
+    cost: Tensor  #: worst violation, at least zero; NaN where the state is no distribution
     margin: Tensor  #: worst margin; infinite without constraints
     margins: Tensor  #: [..., n_constraints]
     entropy: Tensor  #: share of log K
@@ -68,6 +77,7 @@ class Shell:
         self._world = world
         self._home = world(None)
         self.mdp = self._home
+        self.mdp.margins(self.mdp.initial())  # a constraint of another grid is to fail here, not in an episode
         self.parameterization = make_parameterization(parameterization, self.mdp.grid, self.mdp.action_dim)
         self.observe_time = observe_time
         self.scale = float(self.mdp.grid.size if observation == "density" else 1.0)
@@ -102,47 +112,56 @@ class Shell:
         parameters: Tensor = values if isinstance(values, Tensor) else torch.from_numpy(values).to(self.mdp.device)
         return parameters
 
-    def open(self, options: Mapping[str, Any] | None) -> Any:
-        """Take over the scenario of the day from ``options``, and return the kind of initial distribution asked for.
+    def day(self, options: Mapping[str, Any] | None, batch: tuple[int, ...]) -> Day:
+        """What ``options`` of ``reset`` ask for, checked; nothing has changed yet.
+
+        Args:
+            options: ``"initial"`` and ``"scenario"``, or ``None``.
+            batch: ``()`` or ``(N,)``.
 
         Raises:
             ValueError: If an option is unknown or does not fit the env.
         """
         options = options or {}
-        unknown = sorted(set(options) - set(OPTIONS))
+        unknown = sorted(map(str, set(options) - set(OPTIONS)))
         if unknown:
             raise ValueError(f"unknown reset options {unknown}; allowed are {list(OPTIONS)}")
-        scenario = options.get("scenario")
+        scenario, initial = options.get("scenario"), options.get("initial", "uniform")
         mdp = self._home if scenario is None else self._world(scenario)
         if len(mdp.constraints) != len(self.constraint_names):
             raise ValueError("options['scenario'] must give the world as many constraints as it has")
-        self.mdp = mdp
-        return options.get("initial", "uniform")
-
-    def start(self, initial: Any, batch: tuple[int, ...], generators: Callable[[], list[np.random.Generator]]) -> Tensor:
-        """Initial distributions ``[*batch, K]``: ``"uniform"`` (the world's own), ``"gaussian"``, or given.
-
-        Args:
-            initial: What :meth:`open` returned.
-            batch: ``()`` or ``(N,)``.
-            generators: Sources of randomness, one per batch element; asked for where a start is random.
-        """
         if isinstance(initial, str):
-            if initial == "uniform":
-                return self.mdp.initial(batch)
-            if initial == "gaussian":
-                drawn = torch.from_numpy(np.stack([self._gaussian(generator) for generator in generators()]))
-                return self._kept_safe(drawn.to(self.mdp.device, self.mdp.dtype)).reshape(*batch, -1)
-            raise ValueError(f"options['initial'] must be 'uniform', 'gaussian' or a distribution, got {initial!r}")
-        mass = torch.as_tensor(initial, dtype=torch.float64).to(self.mdp.device)
-        size = self.mdp.grid.size
+            if initial not in STARTS:
+                raise ValueError(f"options['initial'] must be one of {STARTS} or a distribution, got {initial!r}")
+            return Day(mdp, initial)
+        try:
+            mass = torch.as_tensor(initial, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"options['initial'] must be one of {STARTS} or a distribution, got {initial!r}") from error
+        size = mdp.grid.size
         if mass.shape not in {(size,), (*batch, size)}:
             allowed = " or ".join(dict.fromkeys((f"({size},)", str((*batch, size)))))
             raise ValueError(f"options['initial'] must have shape {allowed}, got {tuple(mass.shape)}")
         sums = mass.sum(-1, keepdim=True)
         if not (bool((mass >= 0).all()) and bool(((sums - 1).abs() <= SUM_TOLERANCE).all())):
             raise ValueError("options['initial'] must be non-negative and sum to one")
-        return (mass / sums).to(self.mdp.dtype).expand(*batch, size).clone()
+        return Day(mdp, (mass / sums).to(mdp.dtype).to(mdp.device).expand(*batch, size).clone())
+
+    def start(self, day: Day, batch: tuple[int, ...], generators: Callable[[], list[np.random.Generator]]) -> Tensor:
+        """Begin ``day``: initial distributions ``[*batch, K]``.
+
+        Args:
+            day: From :meth:`day`.
+            batch: As there.
+            generators: Sources of randomness, one per batch element; asked for where a start is random.
+        """
+        self.mdp = day.mdp
+        if isinstance(day.initial, Tensor):
+            return day.initial
+        if day.initial == "uniform":
+            return self.mdp.initial(batch)
+        drawn = torch.from_numpy(np.stack([self._gaussian(generator) for generator in generators()]))
+        return self._kept_safe(drawn.to(self.mdp.dtype).to(self.mdp.device)).reshape(*batch, -1)
 
     def _gaussian(self, generator: np.random.Generator) -> NDArray[np.float64]:
         """Cell masses ``[K]`` of a Gaussian with a random centre and widths, cut off at the edges of the space."""
@@ -155,7 +174,7 @@ class Shell:
         return mass
 
     def _kept_safe(self, mu: Tensor) -> Tensor:
-        """``mu`` ``[N, K]``, mixed with the world's own start by halves until it keeps the constraints."""
+        """``mu`` ``[N, K]``, mixed with the world's own start by halves until it keeps the constraints, if that ever does."""
         home = self.mdp.initial((len(mu),))
         for _ in range(20):
             unsafe = (self.mdp.margins(mu) < 0).any(-1, keepdim=True)
@@ -179,4 +198,16 @@ class Shell:
         worst = margins.amin(-1) if margins.shape[-1] else mu.new_full(mu.shape[:-1], torch.inf)
         log, target = floored_log(mu), self.mdp.target(t)  # one logarithm for both: this is half of what a report costs
         kl = mu.new_full(mu.shape[:-1], torch.nan) if target is None else kl_divergence(target, mu, log)
-        return Report((-worst).clamp_min(0.0), worst, margins, entropy_fraction(mu, log), kl)
+        return Report(torch.where(worst >= 0.0, 0.0, -worst), worst, margins, entropy_fraction(mu, log), kl)
+
+
+def check_arguments(name: str, given: Mapping[str, Any], settings: type) -> None:
+    """Refuse arguments that an env does not have.
+
+    Raises:
+        TypeError: Naming them, the env, and what it has.
+    """
+    allowed = settings.__annotations__
+    unknown = sorted(set(given) - set(allowed))
+    if unknown:
+        raise TypeError(f"{name} has no argument {', '.join(map(repr, unknown))}; it has {', '.join(allowed)}")

@@ -9,9 +9,10 @@ from typing import Any, TypedDict, Unpack
 import torch
 
 from mf_taxi_env.envs.mean_field_env import MeanFieldEnv
-from mf_taxi_env.envs.shell import Observation
+from mf_taxi_env.envs.shell import Observation, check_arguments
 from mf_taxi_env.envs.vector_env import Backend, MeanFieldVectorEnv
 from mf_taxi_env.envs.viewer import RenderMode
+from mf_taxi_env.mdp import checked_constraints
 from mf_taxi_env.parameterization import Parameterization
 from mf_taxi_env.safety import Constraint
 from mf_taxi_env.swarm import SwarmMDP
@@ -52,7 +53,7 @@ def _shell_arguments(
         horizon=horizon,
         dt=dt,
         max_speed=max_speed,
-        constraints=constraints,
+        constraints=checked_constraints(constraints),
         density_term=density_term,
         device=device,
     )
@@ -144,6 +145,7 @@ class MFSwarm1DEnv(MeanFieldEnv):
     """
 
     def __init__(self, *, render_mode: RenderMode | None = None, **settings: Unpack[SwarmSettings]) -> None:
+        check_arguments("MFSwarm1D-v0", settings, SwarmSettings)
         super().__init__(**_shell_arguments(**settings), render_mode=render_mode)
 
 
@@ -165,4 +167,5 @@ class MFSwarm1DVectorEnv(MeanFieldVectorEnv):
         max_episode_steps: int | None = None,
         **settings: Unpack[SwarmSettings],
     ) -> None:
+        check_arguments("MFSwarm1D-v0", settings, SwarmSettings)
         super().__init__(num_envs, **_shell_arguments(**settings), backend=backend, max_episode_steps=max_episode_steps)

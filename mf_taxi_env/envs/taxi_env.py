@@ -10,9 +10,10 @@ from typing import Any, Literal, TypedDict, Unpack
 import torch
 
 from mf_taxi_env.envs.mean_field_env import MeanFieldEnv
-from mf_taxi_env.envs.shell import Observation
+from mf_taxi_env.envs.shell import Observation, check_arguments
 from mf_taxi_env.envs.vector_env import Backend, MeanFieldVectorEnv
 from mf_taxi_env.envs.viewer import RenderMode
+from mf_taxi_env.mdp import checked_constraints
 from mf_taxi_env.motion import Motion
 from mf_taxi_env.parameterization import Parameterization
 from mf_taxi_env.safety import Constraint
@@ -58,7 +59,7 @@ def _shell_arguments(
         horizon=horizon,
         noise_std=noise_std,
         motion=motion,
-        constraints=constraints,
+        constraints=None if constraints is None else checked_constraints(constraints),
         reward_timing=reward_timing,
         device=device,
     )
@@ -73,6 +74,8 @@ def _shell_arguments(
 def _world(build: Callable[[Scenario], TaxiMDP], home: DayOfTaxis, cells: int, day: DayOfTaxis | None) -> TaxiMDP:
     """The world of the day, or the env's own; a function of the module, so that envs can be pickled."""
     chosen = home if day is None else day
+    if not isinstance(chosen, (str, os.PathLike, Scenario)):
+        raise ValueError(f"scenario must be a name, a path or a Scenario, got {chosen!r}")
     city = chosen if isinstance(chosen, Scenario) else load_scenario(chosen, cells=cells)
     return build(city.resample(cells))
 
@@ -107,14 +110,15 @@ class MFTaxiEnv(MeanFieldEnv):
     | ``t / T``, with ``observe_time`` | 0 | 1 |
 
     ## Rewards
-    ``-KL(rho || mu)`` in nats, at most 0, with ``rho`` the demand. No policy earns more
-    per step than ``mf_taxi_env.certified_bound(env.unwrapped.mdp).per_step``, up to its certified gap, from a distribution that
-    it causes and that is safe.
+    ``-KL(rho || mu)`` in nats, at most 0, with ``rho`` the demand. Where the demand is constant, or with
+    ``reward_timing="next"``, no policy earns more per step than ``mf_taxi_env.certified_bound(env.unwrapped.mdp).per_step``, up
+    to its certified gap, from distributions that it causes and that are safe.
 
     ## Cost
     ``info["cost"]`` is the worst violation ``max(0, -margin)`` of the new distribution in the constraint's unit. Every
-    ``info`` also holds ``margin`` (the worst), ``margins`` (name to margin), ``entropy`` (share of ``log K``) and ``kl``, all
-    of the distribution observed with it. ``mf_taxi_env.CostWrapper`` returns the cost as a value of its own.
+    ``info`` also holds ``margin`` (the worst), ``margins`` (name to margin), ``entropy`` (share of ``log K``) and ``kl``
+    (``KL(rho || mu)`` with the demand of the step that led there), all of the distribution observed with it.
+    ``mf_taxi_env.CostWrapper`` returns the cost as a value of its own.
 
     ## Starting State
     The uniform distribution. ``reset(options={"initial": ...})`` takes a distribution instead, or ``"gaussian"`` for a random
@@ -166,6 +170,7 @@ class MFTaxiEnv(MeanFieldEnv):
     """
 
     def __init__(self, *, render_mode: RenderMode | None = None, **settings: Unpack[TaxiSettings]) -> None:
+        check_arguments("MFTaxi-v0", settings, TaxiSettings)
         super().__init__(**_shell_arguments(**settings), render_mode=render_mode)
 
     @property
@@ -192,4 +197,5 @@ class MFTaxiVectorEnv(MeanFieldVectorEnv):
         max_episode_steps: int | None = None,
         **settings: Unpack[TaxiSettings],
     ) -> None:
+        check_arguments("MFTaxi-v0", settings, TaxiSettings)
         super().__init__(num_envs, **_shell_arguments(**settings), backend=backend, max_episode_steps=max_episode_steps)

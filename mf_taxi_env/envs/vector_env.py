@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from mf_taxi_env.envs.shell import Observation, Shell
+from mf_taxi_env.envs.shell import Day, Observation, Shell
 from mf_taxi_env.mdp import MeanFieldMDP
 from mf_taxi_env.parameterization import Parameterization
 
@@ -65,8 +66,8 @@ class MeanFieldVectorEnv(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         horizon = self.mdp.horizon
         self._length = horizon if max_episode_steps is None else min(horizon, max_episode_steps)
-        self._generators: list[np.random.Generator] = []
-        self._initial: Any = "uniform"
+        self._generators: list[np.random.Generator | None] = []
+        self._day = Day(self.mdp, "uniform")
         self._mu: Tensor | None = None
         self._t = 0
 
@@ -91,17 +92,12 @@ class MeanFieldVectorEnv(VectorEnv[Any, Any, Any]):
                 the next call: an autoreset starts as this call did.
 
         Raises:
-            ValueError: If an option is unknown or malformed. The running episodes go on.
+            ValueError: If an option or the seeds are malformed. The running episodes go on.
         """
-        self._seed(seed)
-        before = self._shell.mdp
-        try:
-            initial = self._shell.open(options)
-            self._mu = self._shell.start(initial, (self.num_envs,), self._randomness)
-        except ValueError:
-            self._shell.mdp = before
-            raise
-        self._initial, self._t = initial, 0
+        day, seeds = self._shell.day(options, (self.num_envs,)), self._seeds(seed)  # checked before anything changes
+        self._reseed(seeds)
+        self._day, self._t = day, 0
+        self._mu = self._shell.start(day, (self.num_envs,), self._randomness)
         return self._seen(self._shell.observe(self._mu, 0.0)), self._infos(self._mu)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -121,11 +117,11 @@ class MeanFieldVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if self._mu is None:
             raise error.ResetNeeded("call reset() before step(): no episode is running")
-        parameters = self._shell.parameters(actions, (self.num_envs,))
         if self._t >= self._length:
-            self._mu, self._t = self._shell.start(self._initial, (self.num_envs,), self._randomness), 0
+            self._mu, self._t = self._shell.start(self._day, (self.num_envs,), self._randomness), 0
             rewards = self._mu.new_zeros(self.num_envs)
         else:
+            parameters = self._shell.parameters(actions, (self.num_envs,))
             with torch.no_grad():
                 fields = self._shell.parameterization.field(parameters)
                 next_mu = self.mdp.transition(self._mu, fields, self._t)
@@ -138,22 +134,33 @@ class MeanFieldVectorEnv(VectorEnv[Any, Any, Any]):
             flags[1] = ended
             return observation, rewards, flags[0], flags[1], self._infos(self._mu)
         terminated, truncated = np.zeros(self.num_envs, np.bool_), np.full(self.num_envs, ended)
-        return observation, rewards.double().cpu().numpy(), terminated, truncated, self._infos(self._mu)
+        return observation, rewards.cpu().double().numpy(), terminated, truncated, self._infos(self._mu)
 
-    def _seed(self, seed: int | Sequence[int | None] | None) -> None:
+    def _seeds(self, seed: Any) -> list[int | None]:
+        """A seed per episode; ``None`` leaves its generator as it is."""
         if seed is None:
-            return
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
+            return [None] * self.num_envs
+        if isinstance(seed, numbers.Integral):
+            return [int(seed) + i for i in range(self.num_envs)]
+        seeds = [None if one is None else int(one) for one in seed]
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed must be one number or {self.num_envs}, one per env; got {len(seeds)}")
+        return seeds
+
+    def _reseed(self, seeds: list[int | None]) -> None:
         # As the single env seeds its own generator, so that episode i is what that env gives for seeds[i].
-        self._generators = [seeding.np_random(s)[0] for s in seeds]
+        generators = self._generators or [None] * self.num_envs
+        self._generators = [
+            generator if seed is None else seeding.np_random(seed)[0] for generator, seed in zip(generators, seeds, strict=True)
+        ]
+        if seeds[0] is not None:
+            self._np_random, self._np_random_seed = seeding.np_random(seeds[0])
 
     def _randomness(self) -> list[np.random.Generator]:
         """A generator per episode; from fresh entropy where none was seeded."""
-        if not self._generators:
-            self._generators = [seeding.np_random()[0] for _ in range(self.num_envs)]
-        return self._generators
+        generators = [generator or seeding.np_random()[0] for generator in self._generators]
+        self._generators = list(generators)
+        return generators
 
     def _seen(self, values: Tensor) -> Any:
         return values if self.backend == "torch" else values.cpu().numpy()
@@ -161,11 +168,16 @@ class MeanFieldVectorEnv(VectorEnv[Any, Any, Any]):
     def _infos(self, mu: Tensor) -> dict[str, Any]:
         """Every entry beside a mask ``_entry`` of the episodes that have it, as Gymnasium's vector envs do it: here, all."""
         report = self._shell.report(mu, max(self._t - 1, 0))
-        mask = self._seen(torch.ones(self.num_envs, dtype=torch.bool, device=mu.device))
-        infos: dict[str, Any] = {}
-        for name in ("cost", "margin", "entropy", "kl"):
-            infos[name], infos[f"_{name}"] = self._seen(getattr(report, name)), mask
-        margins: dict[str, Any] = {}
-        for i, name in enumerate(self._shell.constraint_names):
-            margins[name], margins[f"_{name}"] = self._seen(report.margins[..., i]), mask
-        return {**infos, "margins": margins, "_margins": mask}
+        infos = self._masked({name: getattr(report, name) for name in ("cost", "margin", "entropy", "kl")})
+        margins = self._masked(dict(zip(self._shell.constraint_names, report.margins.unbind(-1), strict=True)))
+        return {**infos, "margins": margins, "_margins": self._mask(mu)}
+
+    def _masked(self, values: dict[str, Tensor]) -> dict[str, Any]:
+        masked: dict[str, Any] = {}
+        for name, value in values.items():
+            masked[name] = value if self.backend == "torch" else value.cpu().double().numpy()
+            masked[f"_{name}"] = self._mask(value)
+        return masked
+
+    def _mask(self, like: Tensor) -> Any:
+        return self._seen(torch.ones(self.num_envs, dtype=torch.bool, device=like.device))

@@ -19,7 +19,16 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
-from mf_taxi_env import CostWrapper, EntropyFloor, FreeMotion, Grid, Scenario, TaxiMDP
+from mf_taxi_env import (
+    CongestedMotion,
+    CostWrapper,
+    EntropyFloor,
+    FreeMotion,
+    Grid,
+    RegionCoverage,
+    Scenario,
+    TaxiMDP,
+)
 from mf_taxi_env.parameterization import make_parameterization
 
 Make = Callable[..., Scenario]
@@ -396,12 +405,16 @@ def test_the_scenario_of_the_day(make_scenario: Make) -> None:
     ("options", "message"),
     [
         ({"start": "uniform"}, r"unknown reset options \['start'\]; allowed are"),
-        ({"initial": "nowhere"}, "must be 'uniform', 'gaussian' or a distribution, got 'nowhere'"),
+        ({"initial": "nowhere"}, r"must be one of \('uniform', 'gaussian'\) or a distribution, got 'nowhere'"),
         ({"initial": np.ones(5) / 5}, r"must have shape \(36,\), got \(5,\)"),
         ({"initial": np.ones(36)}, "sum to one"),
         ({"initial": np.full(36, np.nan)}, "sum to one"),
         ({"initial": np.concatenate([[-0.5, 1.5], np.zeros(34)])}, "non-negative"),
         ({"scenario": "atlantis"}, "unknown scenario 'atlantis'"),
+        ({"scenario": 3}, "scenario must be a name, a path or a Scenario, got 3"),
+        ({"initial": None}, "or a distribution, got None"),
+        ({"scenario": "synthetic", "initial": b"abc"}, "or a distribution, got b'abc'"),
+        ({1: 2, "start": 3}, r"unknown reset options \['1', 'start'\]"),
     ],
 )
 def test_bad_reset_options_raise_and_change_nothing(options: dict[str, Any], message: str) -> None:
@@ -411,7 +424,9 @@ def test_bad_reset_options_raise_and_change_nothing(options: dict[str, Any], mes
         one.reset(seed=0)
         one.step(action(one))
     with pytest.raises(ValueError, match=message):
-        env.reset(options=options)
+        env.reset(seed=99, options=options)
+    assert env.mdp.scenario.name == "shenzhen"  # type: ignore[attr-defined]
+    assert env.np_random.random() == twin.np_random.random()
     np.testing.assert_array_equal(env.step(action(env))[0], twin.step(action(twin))[0])
 
 
@@ -534,9 +549,48 @@ def test_an_unknown_render_mode_raises() -> None:
 
 
 def test_unknown_arguments_raise() -> None:
-    """No silent keyword arguments."""
-    with pytest.raises(TypeError, match="paramterization"):
+    """No silent keyword arguments, and the message says whose they are and what there is."""
+    with pytest.raises(TypeError, match=r"MFTaxi-v0 has no argument 'paramterization'; it has scenario, cells,"):
         taxi(paramterization="cells")
+    with pytest.raises(TypeError, match="MFSwarm1D-v0 has no argument 'scenario'"):
+        make("MFSwarm1D-v0", scenario="shenzhen")
+
+
+@pytest.mark.parametrize("constraints", [EntropyFloor(0.9), "entropy", ["entropy"], (EntropyFloor,), 3])
+def test_what_is_no_sequence_of_constraints_raises(constraints: object) -> None:
+    """When the env is made."""
+    with pytest.raises(ValueError, match="constraints must be a sequence of constraints"):
+        taxi(constraints=constraints)
+
+
+def test_constraints_may_come_from_a_generator(make_scenario: Make) -> None:
+    """They serve the scenario of the day as they served the env's own."""
+    env = taxi(constraints=(EntropyFloor(fraction) for fraction in (0.5, 0.6)))
+    env.reset(options={"scenario": make_scenario(6)})
+    assert len(env.mdp.constraints) == 2  # type: ignore[attr-defined]
+
+
+def test_a_constraint_of_another_grid_raises() -> None:
+    """When the env is made, not in an episode."""
+    with pytest.raises(ValueError, match=r"16|36"):
+        taxi(constraints=(RegionCoverage([True] * 16, 0.1),))
+
+
+@pytest.mark.parametrize(
+    ("motion", "message"),
+    [
+        (lambda s, mu, a: s + a, r"destinations in \[0, 1\]; under actions of -1 some are not"),
+        (lambda s, mu, a: (s + a).clamp(0, 1).double(), "of torch.float32, got"),
+        (lambda s, mu, a: (s + a).numpy(), "of torch.float32, got"),
+        (lambda s, mu, a: s[:1], r"destinations \(36, 2\)"),
+        (lambda s, mu, a: s * torch.nan, r"destinations in \[0, 1\]"),
+        (CongestedMotion(Grid(4)), r"motion is made for Grid\(cells=4"),
+    ],
+)
+def test_motions_that_do_not_fit_the_city_raise(motion: Any, message: str) -> None:
+    """A taxi that leaves the city would turn the fleet into no number, and a NaN would pass for safe."""
+    with pytest.raises(ValueError, match=message):
+        taxi(motion=motion)
 
 
 def test_spawned_workers_can_make_the_env() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mf_taxi_env import EntropyFloor, FreeMotion, Grid, MeanFieldMDP, Move, ParticleMDP
+from mf_taxi_env import EntropyFloor, FreeMotion, Grid, MeanFieldMDP, Move, ParticleMDP, Trajectory
 from mf_taxi_env.noise import TruncatedGaussian
 
 
@@ -149,3 +149,10 @@ def test_integer_dtype_raises() -> None:
     """Masses are floating-point numbers."""
     with pytest.raises(ValueError, match=r"dtype .*int64"):
         particles(dtype=torch.int64)
+
+
+def test_a_margin_that_is_no_number_is_a_violation() -> None:
+    """NaN compares false with everything: it must not pass for safe."""
+    margins = torch.tensor([[0.1], [torch.nan], [-0.1]])
+    path = Trajectory(torch.ones(4, 2) / 2, torch.zeros(3), margins, torch.zeros(3))
+    assert int(path.violations) == 2

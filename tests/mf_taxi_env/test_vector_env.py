@@ -101,6 +101,9 @@ def test_autoreset_as_gymnasiums_own_vector_env(name: str) -> None:
         assert mine[1].dtype == theirs[1].dtype
         assert mine[0].dtype == theirs[0].dtype
         assert set(mine[4]) == set(theirs[4])
+        for key in ("cost", "_cost"):
+            np.testing.assert_allclose(mine[4][key], theirs[4][key], atol=1e-6)
+            assert mine[4][key].dtype == theirs[4][key].dtype
 
 
 @ids
@@ -145,6 +148,52 @@ def test_each_episode_may_have_its_own_start() -> None:
         observations = envs.step(actions(envs, t))[0]
     np.testing.assert_allclose(observations, starts, atol=1e-7)
     np.testing.assert_allclose(envs.reset()[0], 1 / 25)
+
+
+def test_a_start_is_the_envs_own() -> None:
+    """The client's array may change after the reset: an autoreset starts where it was asked to."""
+    envs, start = batch(), np.full(25, 1 / 25)
+    envs.reset(options={"initial": start})
+    start[:] = -1.0
+    for t in range(4):
+        observations = envs.step(actions(envs, t))[0]
+    np.testing.assert_allclose(observations, 1 / 25, atol=1e-7)
+
+
+def test_the_step_that_starts_anew_takes_any_action() -> None:
+    """It ignores them, as Gymnasium's own vector envs do: padding after the end is no error."""
+    envs = batch()
+    envs.reset(seed=0)
+    for t in range(3):
+        envs.step(actions(envs, t))
+    assert envs.step(np.full(envs.action_space.shape, np.nan))[1].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_seeds_of_any_integer_kind() -> None:
+    """NumPy integers and arrays of them; None leaves an episode's generator alone; the env's own seed is the first."""
+    envs = batch()
+    options = {"initial": "gaussian"}
+    first = envs.reset(seed=5, options=options)[0]
+    np.testing.assert_array_equal(envs.reset(seed=np.int64(5), options=options)[0], first)
+    np.testing.assert_array_equal(envs.reset(seed=np.arange(5, 8), options=options)[0], first)
+    assert envs.unwrapped.np_random_seed == 5
+    partly = envs.reset(seed=[5, None, 7], options=options)[0]
+    np.testing.assert_array_equal(partly[[0, 2]], first[[0, 2]])
+    assert np.abs(partly[1] - first[1]).max() > 1e-3
+
+
+def test_a_failed_reset_changes_nothing() -> None:
+    """Not the episode, not the world, not the randomness."""
+    envs, twin = batch(), batch()
+    for one in (envs, twin):
+        one.reset(seed=0, options={"initial": "gaussian"})
+    for bad in ({"seed": 9, "options": {"foo": 1}}, {"seed": [1]}, {"options": {"scenario": "synthetic", "initial": object()}}):
+        with pytest.raises(ValueError, match=r"unknown reset|seed must|or a distribution"):
+            envs.reset(**bad)
+    a = actions(envs, 0)
+    np.testing.assert_array_equal(envs.step(a)[0], twin.step(a)[0])
+    again = [one.reset(options={"initial": "gaussian"})[0] for one in (envs, twin)]
+    np.testing.assert_array_equal(*again)
 
 
 def test_gaussian_starts_differ_between_envs_and_episodes() -> None:
