@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
+
+import numpy as np
 
 from mf_taxi_env.bound import certified_bound
 from mf_taxi_env.scenarios import Scenario, list_scenarios, load_scenario, scenario_from_trips, traces, trips_from_traces
@@ -101,7 +102,7 @@ def build(
         name=name,
     )
     print(describe(city.provenance))
-    print(f"demand entropy  {city.demand_entropy:.1%} of the largest possible")
+    print(f"demand entropy  {_entropy(city)}")
     print(f"scenario        {city.save(target)}")
 
 
@@ -161,9 +162,11 @@ def show(
         city = load_scenario(scenario, 25 if cells is None else cells)
     save_figure(scenario_sheet(city), target)
     k, (width, height) = city.cells, box_km(city.box)
-    uniform = (1.0 - city.demand_entropy) * math.log(k * k)
+    demand = np.atleast_2d(city.demand)
+    positive = demand[demand > 0]
+    uniform = float((positive * np.log(positive * k * k)).sum()) / len(demand)
     print(f"{city.name}: {k} x {k} cells, {width:.1f} x {height:.1f} km")
-    print(f"demand entropy   {city.demand_entropy:.1%} of the largest possible")
+    print(f"demand entropy   {_entropy(city)}")
     print(f"entropy floor    {city.entropy_floor:.1%}")
     print(f"mean trip        {mean_trip(city):.2f} km")
     print(f"uniform fleet    KL {uniform:.4f} nats per step from the demand")
@@ -212,6 +215,11 @@ def _check_folder(target: Path) -> None:
     # Said before the work, not after it.
     if not target.parent.is_dir():
         raise FileNotFoundError(f"--out: there is no folder {target.parent}")
+
+
+def _entropy(city: Scenario) -> str:
+    mean = " (mean demand of all steps)" if city.demand.ndim == 2 else ""
+    return f"{city.demand_entropy:.1%} of the largest possible{mean}"
 
 
 def _bound(city: Scenario) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from mf_taxi_env.checks import whole_number
+
 #: Lipschitz constant of margins that have none: what the experiments of arXiv 2306.17052 (Section 5) use for the entropy.
 MODELLING_LIPSCHITZ = 0.1
-#: Cells of the largest grid for which a constraint that is not told its grid claims a proven constant: 25 x 25.
+#: Cells of the largest grid for which a constraint that is not told its size claims a proven constant: 25 x 25 in a square.
 LARGEST_SIZE = 625
 
 
@@ -21,9 +24,14 @@ LARGEST_SIZE = 625
 class Constraint(Protocol):
     """A safety constraint ``h(mu) >= C``.
 
-    Lipschitz constants are with respect to the Wasserstein-1 distance in sides of the unit square, as arXiv 2306.17052
-    (Section 3.3) assumes: ``|h(mu) - h(nu)| <= L_h W1(mu, nu)``. On a square grid of ``k x k`` cells, mass that changes its
+    Lipschitz constants are with respect to the Wasserstein-1 distance in sides of the unit square, interval or ring, as arXiv
+    2306.17052 (Section 3.3) assumes: ``|h(mu) - h(nu)| <= L_h W1(mu, nu)``. With ``k`` cells per axis, mass that changes its
     cell goes at least ``1/k`` far, so ``TV(mu, nu) <= k W1(mu, nu)``: a constant ``L`` in total variation is ``k L`` here.
+
+    How many cells an axis has, ``k = K^(1 / dimension)``, does not show in a distribution ``[K]``: 100 cells may be a ring or
+    10 x 10. A constraint whose margin or constant depends on it therefore has a field ``dimension``, 1 for an interval or a
+    ring and 2, the default of those here, for a square; one that does not, such as an entropy floor, need not have it. On a
+    ring Wasserstein-1 itself must also know that the ends meet, see ``periodic`` of :class:`mf_taxi_env.DistanceCap`.
 
     A constraint may also have what makes the certificate of :func:`mf_taxi_env.certified_bound` tight:
 
@@ -69,30 +77,45 @@ def store(constraint: object, **fields: Any) -> None:
         object.__setattr__(constraint, name, value)
 
 
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a real number; a bool is not one, although Python computes with it."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def share(name: str, value: float) -> float:
-    """``value`` if it lies in ``[0, 1]``; ValueError otherwise."""
-    if not 0.0 <= value <= 1.0:
+    """``value`` if it is a number in ``[0, 1]``; ValueError otherwise."""
+    if not (is_number(value) and 0.0 <= value <= 1.0):
         raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
     return float(value)
 
 
-def checked_lipschitz(value: float) -> float:
+def length(name: str, value: float) -> float:
     """``value`` if it is a finite number of at least 0; ValueError otherwise."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"lipschitz must be a finite number >= 0, got {value!r}")
+    if not (is_number(value) and math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
     return float(value)
 
 
-def from_total_variation(slope: float, size: int | None) -> float:
+def checked_dimension(value: int) -> int:
+    """``value`` if it is 1 (interval or ring) or 2 (square); ValueError otherwise."""
+    return whole_number("dimension", value, least=1, most=2)
+
+
+def checked_size(value: int | None) -> int | None:
+    """``value`` if it is a number of cells, or None where that is unknown; ValueError otherwise."""
+    return None if value is None else whole_number("size", value, least=1)
+
+
+def from_total_variation(slope: float, size: int | None, dimension: int) -> float:
     """``L_h`` of a margin with Lipschitz constant ``slope`` in total variation: ``k slope``, see :class:`Constraint`."""
-    return slope * cells_per_axis(LARGEST_SIZE if size is None else size)
+    return slope * cells_per_axis(LARGEST_SIZE if size is None else size, dimension)
 
 
-def cells_per_axis(size: int) -> int:
-    """``k`` of a square grid of ``size = k * k`` cells; ValueError for another number."""
-    k = math.isqrt(max(size, 0))
-    if k < 1 or k * k != size:
-        raise ValueError(f"the number of cells must be k * k on a square grid (elsewhere give lipschitz), got {size}")
+def cells_per_axis(size: int, dimension: int) -> int:
+    """``k`` of a grid of ``size = k ** dimension`` cells; ValueError for another number."""
+    k = size if dimension == 1 else math.isqrt(size)
+    if k**dimension != size:
+        raise ValueError(f"the number of cells must be k * k on a square grid (pass dimension=1 on a line or ring), got {size}")
     return k
 
 

@@ -20,8 +20,9 @@ from mf_taxi_env.constraint import (
     MODELLING_LIPSCHITZ,
     cells_per_axis,
     check_size,
-    checked_lipschitz,
+    checked_dimension,
     from_total_variation,
+    length,
     nonnegative,
     store,
     tensor,
@@ -37,28 +38,33 @@ PIVOTS = 10_000_000
 KINK = 1e-5
 
 
-def wasserstein(mu: Tensor, reference: Tensor) -> Tensor:
-    """Wasserstein-1 distance with Euclidean ground distance between cell centres, in sides of the unit square.
+def wasserstein(mu: Tensor, reference: Tensor, *, dimension: int = 2, periodic: bool = False) -> Tensor:
+    """Wasserstein-1 distance in sides of the unit square, interval or ring.
+
+    The ground distance is the Euclidean one between cell centres; on a ring, the shorter way round.
 
     The value is ``sum f (mu - reference)`` with ``f`` an optimal Kantorovich potential, which is also the gradient along
     directions that keep the mass (envelope theorem; a subgradient where several potentials are optimal). Exact linear programs
     on the CPU, one per distribution of the batch in a Python loop: about 50 ms each at 625 cells.
 
     Args:
-        mu: Distributions ``[..., K]`` on a square grid; anywhere but at finite numbers the distance is NaN.
+        mu: Distributions ``[..., K]``; anywhere but at finite numbers the distance is NaN.
         reference: A distribution ``[K]``; constant, no gradient flows to it.
+        dimension: 1 for cells of an interval or a ring, 2 for those of a square.
+        periodic: Whether the ends of the interval meet: a ring of circumference one.
 
     Returns:
-        ``[...]`` in ``[0, sqrt 2]``.
+        ``[...]``: in ``[0, sqrt 2]`` on a square, ``[0, 1]`` on an interval, ``[0, 1/2]`` on a ring.
 
     Raises:
         ImportError: If POT is not installed.
-        ValueError: If ``K`` is not a square number.
+        ValueError: If ``K`` is not a square number where the cells are those of a square, or that is periodic.
     """
-    k = cells_per_axis(mu.shape[-1])
+    dimension = _geometry(dimension, periodic)
+    cost = _cost(Grid(cells_per_axis(mu.shape[-1], dimension), dimension), periodic)
     nu = reference.detach().cpu().double().numpy()
-    rows = mu.detach().reshape(-1, k * k).cpu().double().numpy()
-    potentials = np.stack([_potential(row, nu / nu.sum(), k) for row in rows]) if len(rows) else rows
+    rows = mu.detach().reshape(-1, mu.shape[-1]).cpu().double().numpy()
+    potentials = np.stack([_potential(row, nu / nu.sum(), cost) for row in rows]) if len(rows) else rows
     f = torch.from_numpy(potentials).to(mu).reshape(mu.shape)
     distance: Tensor = ((mu - reference) * f).sum(-1)
     return distance
@@ -77,8 +83,8 @@ def hellinger(mu: Tensor, reference: Tensor) -> Tensor:
     return distance / math.sqrt(2.0)
 
 
-DISTANCES: dict[DistanceName, Callable[[Tensor, Tensor], Tensor]] = {
-    "w1": wasserstein,
+#: The distances that do not ask where the cells are.
+CELLWISE: dict[DistanceName, Callable[[Tensor, Tensor], Tensor]] = {
     "kl": kl_divergence,
     "hellinger": hellinger,
     "tv": total_variation,
@@ -92,21 +98,35 @@ class _Reference:
     reference: tuple[float, ...] = field(repr=False)
     distance: DistanceName
     lipschitz: float
+    dimension: int
+    periodic: bool
 
-    def __init__(self, reference: ArrayLike | Tensor, distance: DistanceName, lipschitz: float | None) -> None:
+    def __init__(
+        self,
+        reference: ArrayLike | Tensor,
+        distance: DistanceName,
+        lipschitz: float | None,
+        dimension: int,
+        periodic: bool,
+    ) -> None:
         values = nonnegative("reference", reference)
         if abs(values.sum() - 1.0) > 1e-6:
             raise ValueError(f"reference must sum to one, got a sum of {values.sum()}")
         if distance not in get_args(DistanceName):
             raise ValueError(f"distance must be one of {get_args(DistanceName)}, got {distance!r}")
+        dimension = _geometry(dimension, periodic)
         if distance == "w1":
-            cells_per_axis(values.size)  # raises where there is no square grid to measure on
-        constant = _slope(distance, values.size) if lipschitz is None else lipschitz
-        store(self, reference=tuple(values.tolist()), distance=distance, lipschitz=checked_lipschitz(constant))
+            cells_per_axis(values.size, dimension)  # raises where there is no square grid to measure on
+        constant = _slope(distance, values.size, dimension) if lipschitz is None else lipschitz
+        store(self, reference=tuple(values.tolist()), distance=distance, lipschitz=length("lipschitz", constant))
+        store(self, dimension=dimension, periodic=periodic)
 
     def _distance(self, mu: Tensor) -> Tensor:
         check_size(mu, len(self.reference))
-        return DISTANCES[self.distance](mu, tensor(self.reference, mu.dtype, mu.device))
+        reference = tensor(self.reference, mu.dtype, mu.device)
+        if self.distance == "w1":
+            return wasserstein(mu, reference, dimension=self.dimension, periodic=self.periodic)
+        return CELLWISE[self.distance](mu, reference)
 
 
 @dataclass(frozen=True, init=False)
@@ -116,22 +136,24 @@ class DistanceCap(_Reference):
     ======================  ==================================================  ===================  ====================
     ``distance``            ``D(mu, nu)``                                       ``lipschitz``        certified bound
     ======================  ==================================================  ===================  ====================
-    ``"w1"`` (needs POT)    exact Wasserstein-1, in sides of the unit square    1, proven            no small program
+    ``"w1"`` (needs POT)    exact Wasserstein-1, see :func:`wasserstein`        1, proven            no small program
     ``"tv"``                ``sum |mu - nu| / 2``                               ``k``, proven        yes
     ``"hellinger"``         ``|sqrt mu - sqrt nu|_2 / sqrt 2``                  0.1, modelling       yes
     ``"kl"``                ``sum mu log(mu / nu)``, in nats                    0.1, modelling       yes
     ======================  ==================================================  ===================  ====================
 
     Proofs: by the triangle inequality ``|D(mu, nu) - D(mu', nu)| <= D(mu, mu')`` for the two metrics; that is the constant 1
-    in ``W1`` and ``TV(mu, mu') <= k W1(mu, mu')``. The slopes of the other two are unbounded at empty cells, so they have no
-    constant: 0.1 is a modelling constant, as for :class:`mf_taxi_env.EntropyFloor`. KL takes a cell that is empty in the
-    reference as holding 1e-30, so it is large there, not infinite.
+    in ``W1`` and, with ``k`` cells per axis, ``TV(mu, mu') <= k W1(mu, mu')``. The slopes of the other two are unbounded at
+    empty cells, so they have no constant: 0.1 is a modelling constant, as for :class:`mf_taxi_env.EntropyFloor`. KL takes a
+    cell that is empty in the reference as holding 1e-30, so it is large there, not infinite.
 
     Args:
         reference: ``nu``, ``[K]``, summing to one.
         cap: Largest distance, at least 0.
         distance: ``"w1"``, ``"kl"``, ``"hellinger"`` or ``"tv"``.
         lipschitz: ``L_h``; ``None`` for the constant of the table.
+        dimension: 1 for cells of an interval or a ring, 2 for those of a square.
+        periodic: Whether the ends of the interval meet: a ring. Only ``"w1"`` depends on it.
 
     Raises:
         ImportError: If a margin in ``"w1"`` is asked for without POT.
@@ -145,10 +167,17 @@ class DistanceCap(_Reference):
     cap: float
 
     def __init__(
-        self, reference: ArrayLike | Tensor, cap: float, distance: DistanceName = "w1", *, lipschitz: float | None = None
+        self,
+        reference: ArrayLike | Tensor,
+        cap: float,
+        distance: DistanceName = "w1",
+        *,
+        lipschitz: float | None = None,
+        dimension: int = 2,
+        periodic: bool = False,
     ) -> None:
-        super().__init__(reference, distance, lipschitz)
-        store(self, cap=_length("cap", cap))
+        super().__init__(reference, distance, lipschitz, dimension, periodic)
+        store(self, cap=length("cap", cap))
 
     @property
     def name(self) -> str:
@@ -198,6 +227,8 @@ class KeepAway(_Reference):
         floor: Smallest distance, at least 0.
         distance: ``"w1"``, ``"kl"``, ``"hellinger"`` or ``"tv"``.
         lipschitz: ``L_h``; ``None`` for the constant of the distance.
+        dimension: 1 for cells of an interval or a ring, 2 for those of a square.
+        periodic: Whether the ends of the interval meet: a ring. Only ``"w1"`` depends on it.
 
     Raises:
         ImportError: If a margin in ``"w1"`` is asked for without POT.
@@ -211,10 +242,17 @@ class KeepAway(_Reference):
     floor: float
 
     def __init__(
-        self, reference: ArrayLike | Tensor, floor: float, distance: DistanceName = "w1", *, lipschitz: float | None = None
+        self,
+        reference: ArrayLike | Tensor,
+        floor: float,
+        distance: DistanceName = "w1",
+        *,
+        lipschitz: float | None = None,
+        dimension: int = 2,
+        periodic: bool = False,
     ) -> None:
-        super().__init__(reference, distance, lipschitz)
-        store(self, floor=_length("floor", floor))
+        super().__init__(reference, distance, lipschitz, dimension, periodic)
+        store(self, floor=length("floor", floor))
 
     @property
     def name(self) -> str:
@@ -227,26 +265,27 @@ class KeepAway(_Reference):
         raise TypeError("the safe set of KeepAway is not convex, so there is no certified bound")
 
 
-def _slope(distance: DistanceName, size: int) -> float:
+def _slope(distance: DistanceName, size: int, dimension: int) -> float:
     """``L_h`` of a distance: proven for the two metrics, see :class:`DistanceCap`."""
     if distance == "w1":
         return 1.0
-    return from_total_variation(1.0, size) if distance == "tv" else MODELLING_LIPSCHITZ
+    return from_total_variation(1.0, size, dimension) if distance == "tv" else MODELLING_LIPSCHITZ
 
 
-def _length(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
-    return float(value)
+def _geometry(dimension: int, periodic: bool) -> int:
+    """``dimension`` if there is such a grid; ValueError otherwise."""
+    dimension = checked_dimension(dimension)
+    if not isinstance(periodic, bool) or (periodic and dimension != 1):
+        raise ValueError(f"periodic must be False, or True with dimension=1 (a ring), got {periodic!r} with {dimension}")
+    return dimension
 
 
-def _potential(mu: NDArray[np.float64], nu: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+def _potential(mu: NDArray[np.float64], nu: NDArray[np.float64], cost: NDArray[np.float64]) -> NDArray[np.float64]:
     """A function ``f`` ``[K]``, 1-Lipschitz between cell centres, with ``sum f (mu - nu) = W1(mu, nu)``."""
     # Rounding may leave a trace below zero or a sum off one, both of which the solver would refuse.
     mass = np.maximum(mu, 0.0)
     if not (np.isfinite(mu).all() and mass.sum() > 0):
-        return np.full(k * k, np.nan)
-    cost = _cost(k)
+        return np.full(mu.size, np.nan)
     _, log = _pot().emd2(mass / mass.sum(), nu, cost, numItermax=PIVOTS, log=True)
     # The solver's potential of mu says little about its empty cells. That of nu says it all: the largest f that it permits is
     # 1-Lipschitz everywhere, and minus the potential on nu's own cells.
@@ -258,11 +297,11 @@ def _potential(mu: NDArray[np.float64], nu: NDArray[np.float64], k: int) -> NDAr
 
 
 @lru_cache(maxsize=4)
-def _cost(k: int) -> NDArray[np.float64]:
-    """Euclidean distances between the cell centres of the unit square, ``[K, K]``."""
-    centers = Grid(k).centers(dtype=torch.float64)
+def _cost(grid: Grid, periodic: bool) -> NDArray[np.float64]:
+    """Distances between the cell centres, ``[K, K]``: Euclidean, or on a ring the shorter way round."""
+    centers = grid.centers(dtype=torch.float64)
     cost: NDArray[np.float64] = torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist").numpy()
-    return cost
+    return np.minimum(cost, 1.0 - cost) if periodic else cost
 
 
 def _pot() -> Any:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mf_taxi_env.checks import whole_number
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -34,10 +36,9 @@ class Grid:
     dimension: int = 2
 
     def __post_init__(self) -> None:
-        if not isinstance(self.cells, int) or self.cells < 1:
-            raise ValueError(f"cells must be an integer >= 1, got {self.cells!r}")
-        if self.dimension not in (1, 2):
-            raise ValueError(f"dimension must be 1 or 2, got {self.dimension!r}")
+        # The dataclass is frozen for its users; validation is the one place that may still write.
+        object.__setattr__(self, "cells", whole_number("cells", self.cells, least=1))
+        object.__setattr__(self, "dimension", whole_number("dimension", self.dimension, least=1, most=2))
 
     @property
     def size(self) -> int:

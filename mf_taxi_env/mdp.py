@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.motion import Motion
 from mf_taxi_env.noise import Noise
@@ -86,14 +87,18 @@ class MeanFieldMDP(ABC):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not isinstance(horizon, int) or horizon < 1:
-            raise ValueError(f"horizon must be an integer >= 1, got {horizon!r}")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         self.grid = grid
-        self.horizon = horizon
+        self.horizon = whole_number("horizon", horizon, least=1)
         self.action_dim = action_dim
         self.constraints = checked_constraints(constraints)
+        for constraint in self.constraints:
+            made_for = getattr(constraint, "dimension", grid.dimension)
+            if made_for != grid.dimension:
+                raise ValueError(
+                    f"constraints must be for this world: construct them with dimension={grid.dimension}, got {constraint!r}"
+                )
         self.dtype = dtype
         self.device = torch.device(device)
 

@@ -10,7 +10,17 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from mf_taxi_env.constraint import array, check_size, checked_lipschitz, from_total_variation, share, store, tensor
+from mf_taxi_env.constraint import (
+    array,
+    check_size,
+    checked_dimension,
+    checked_size,
+    from_total_variation,
+    length,
+    share,
+    store,
+    tensor,
+)
 
 
 @dataclass(frozen=True, init=False)
@@ -23,9 +33,10 @@ class _Region:
     region: tuple[int, ...] = field(repr=False)
     size: int | None
     lipschitz: float
+    dimension: int
 
-    def __init__(self, region: ArrayLike | Tensor, size: int | None, lipschitz: float | None) -> None:
-        values = array(region)
+    def __init__(self, region: ArrayLike | Tensor, size: int | None, lipschitz: float | None, dimension: int) -> None:
+        values, size, dimension = array(region), checked_size(size), checked_dimension(dimension)
         if values.dtype == np.bool_:
             if size not in (None, values.size):
                 raise ValueError(f"size must be the length {values.size} of the region's mask, got {size}")
@@ -34,8 +45,8 @@ class _Region:
             raise ValueError(f"region must be a mask [K] or a sequence of cell indices, with at least one cell, got {region!r}")
         if values.min() < 0 or (size is not None and values.max() >= size) or len(np.unique(values)) != len(values):
             raise ValueError(f"region must hold different cell indices in [0, {size or 'K'}), got {region!r}")
-        constant = checked_lipschitz(from_total_variation(1.0, size) if lipschitz is None else lipschitz)
-        store(self, region=tuple(sorted(values.tolist())), size=size, lipschitz=constant)
+        constant = length("lipschitz", from_total_variation(1.0, size, dimension) if lipschitz is None else lipschitz)
+        store(self, region=tuple(sorted(values.tolist())), size=size, lipschitz=constant, dimension=dimension)
 
     def _mass(self, mu: Tensor) -> Tensor:
         self._check(mu)
@@ -57,14 +68,16 @@ class _Region:
 class RegionCapacity(_Region):
     """No crowding: the mass in a region is at most ``cap``.
 
-    ``lipschitz`` is by default the proven ``k``: the mass in a region changes by at most ``TV(mu, nu) <= k W1(mu, nu)``.
+    ``lipschitz`` is by default the proven ``k``, the number of cells per axis: the mass in a region changes by at most
+    ``TV(mu, nu) <= k W1(mu, nu)``.
 
     Args:
         region: A boolean mask ``[K]``, or a sequence of cell indices.
         cap: Largest mass in the region, in ``[0, 1]``.
-        size: Number of cells ``K = k * k``, for a region given by indices; by default unknown, and the proven constant is that
-            of 25 x 25 cells, the largest grid then accepted. A mask says it itself.
-        lipschitz: ``L_h``; ``None`` for the proven constant of square grids.
+        size: Number of cells ``K = k ** dimension``, for a region given by indices; by default unknown, and the proven constant
+            is that of 625 cells, the largest grid then accepted. A mask says it itself.
+        lipschitz: ``L_h``; ``None`` for the proven constant.
+        dimension: 1 for cells of an interval or a ring, 2 for those of a square.
 
     Raises:
         ValueError: If an argument is out of range, or a margin is asked of another number of cells.
@@ -77,9 +90,15 @@ class RegionCapacity(_Region):
     cap: float
 
     def __init__(
-        self, region: ArrayLike | Tensor, cap: float, *, size: int | None = None, lipschitz: float | None = None
+        self,
+        region: ArrayLike | Tensor,
+        cap: float,
+        *,
+        size: int | None = None,
+        lipschitz: float | None = None,
+        dimension: int = 2,
     ) -> None:
-        super().__init__(region, size, lipschitz)
+        super().__init__(region, size, lipschitz, dimension)
         store(self, cap=share("cap", cap))
 
     @property
@@ -97,14 +116,16 @@ class RegionCapacity(_Region):
 class RegionCoverage(_Region):
     """No neglect: the mass in a region is at least ``floor``.
 
-    ``lipschitz`` is by default the proven ``k``: the mass in a region changes by at most ``TV(mu, nu) <= k W1(mu, nu)``.
+    ``lipschitz`` is by default the proven ``k``, the number of cells per axis: the mass in a region changes by at most
+    ``TV(mu, nu) <= k W1(mu, nu)``.
 
     Args:
         region: A boolean mask ``[K]``, or a sequence of cell indices.
         floor: Smallest mass in the region, in ``[0, 1]``.
-        size: Number of cells ``K = k * k``, for a region given by indices; by default unknown, and the proven constant is that
-            of 25 x 25 cells, the largest grid then accepted. A mask says it itself.
-        lipschitz: ``L_h``; ``None`` for the proven constant of square grids.
+        size: Number of cells ``K = k ** dimension``, for a region given by indices; by default unknown, and the proven constant
+            is that of 625 cells, the largest grid then accepted. A mask says it itself.
+        lipschitz: ``L_h``; ``None`` for the proven constant.
+        dimension: 1 for cells of an interval or a ring, 2 for those of a square.
 
     Raises:
         ValueError: If an argument is out of range, or a margin is asked of another number of cells.
@@ -117,9 +138,15 @@ class RegionCoverage(_Region):
     floor: float
 
     def __init__(
-        self, region: ArrayLike | Tensor, floor: float, *, size: int | None = None, lipschitz: float | None = None
+        self,
+        region: ArrayLike | Tensor,
+        floor: float,
+        *,
+        size: int | None = None,
+        lipschitz: float | None = None,
+        dimension: int = 2,
     ) -> None:
-        super().__init__(region, size, lipschitz)
+        super().__init__(region, size, lipschitz, dimension)
         store(self, floor=share("floor", floor))
 
     @property

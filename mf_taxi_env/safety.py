@@ -15,8 +15,11 @@ from mf_taxi_env.constraint import (
     MODELLING_LIPSCHITZ,
     Constraint,
     check_size,
-    checked_lipschitz,
+    checked_dimension,
+    checked_size,
     from_total_variation,
+    is_number,
+    length,
     nonnegative,
     share,
     store,
@@ -50,6 +53,9 @@ class EntropyFloor:
         fraction: Share of the largest possible entropy, in ``[0, 1]``.
         lipschitz: ``L_h`` of the tightening, at least 0.
 
+    Raises:
+        ValueError: If an argument is out of range.
+
     Example:
         >>> import torch
         >>> EntropyFloor(0.5).margin(torch.full((4,), 0.25)).item()  # log 4 - 0.5 log 4
@@ -60,10 +66,7 @@ class EntropyFloor:
     lipschitz: float = MODELLING_LIPSCHITZ
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.fraction <= 1.0:
-            raise ValueError(f"fraction must lie in [0, 1] (a share of log K), got {self.fraction!r}")
-        if not (math.isfinite(self.lipschitz) and self.lipschitz >= 0):
-            raise ValueError(f"lipschitz must be a finite number >= 0, got {self.lipschitz!r}")
+        store(self, fraction=share("fraction", self.fraction), lipschitz=length("lipschitz", self.lipschitz))
 
     @property
     def name(self) -> str:
@@ -108,9 +111,8 @@ class WeightedEntropyFloor:
         values = nonnegative("weights", weights)
         if not values.any():
             raise ValueError("weights must be positive in at least one cell, got zeros only")
-        store(
-            self, weights=tuple(values.tolist()), fraction=share("fraction", fraction), lipschitz=checked_lipschitz(lipschitz)
-        )
+        constant = length("lipschitz", lipschitz)
+        store(self, weights=tuple(values.tolist()), fraction=share("fraction", fraction), lipschitz=constant)
 
     @property
     def name(self) -> str:
@@ -141,14 +143,15 @@ class SmoothedEntropyFloor:
     ``phi'(0) = -log epsilon`` to ``phi'(1) = -log(1 + epsilon) - 1 / (1 + epsilon)``. By the mean value theorem
     ``h(mu) - h(nu) = sum phi'(x_i) (mu_i - nu_i)``; the differences sum to zero, so the middle of that range may be taken off
     every slope, and ``|h(mu) - h(nu)| <= (phi'(0) - phi'(1)) TV(mu, nu)``. In ``W1`` that is
-    ``k (log((1 + epsilon) / epsilon) + 1 / (1 + epsilon))``.
+    ``k (log((1 + epsilon) / epsilon) + 1 / (1 + epsilon))``, with ``k`` cells per axis.
 
     Args:
         fraction: Share of the largest value ``-log(1/K + epsilon)``, in ``[0, 1]``.
         epsilon: Smoothing in units of mass, in ``(0, 0.5)``.
-        size: Number of cells ``K = k * k``; by default unknown, and the proven constant is that of 25 x 25 cells, the largest
-            grid then accepted.
-        lipschitz: ``L_h``; ``None`` for the proven constant of square grids.
+        size: Number of cells ``K = k ** dimension``; by default unknown, and the proven constant is that of 625 cells, the
+            largest grid then accepted.
+        lipschitz: ``L_h``; ``None`` for the proven constant.
+        dimension: 1 for cells of an interval or a ring, 2 for those of a square.
 
     Raises:
         ValueError: If an argument is out of range, or a margin is asked of another number of cells.
@@ -162,13 +165,24 @@ class SmoothedEntropyFloor:
     epsilon: float
     size: int | None
     lipschitz: float
+    dimension: int
 
-    def __init__(self, fraction: float, epsilon: float, *, size: int | None = None, lipschitz: float | None = None) -> None:
-        if not 0.0 < epsilon < 0.5:
+    def __init__(
+        self,
+        fraction: float,
+        epsilon: float,
+        *,
+        size: int | None = None,
+        lipschitz: float | None = None,
+        dimension: int = 2,
+    ) -> None:
+        if not (is_number(epsilon) and 0.0 < epsilon < 0.5):
             raise ValueError(f"epsilon must lie in (0, 0.5), got {epsilon!r}")
+        size, dimension = checked_size(size), checked_dimension(dimension)
         slope = math.log((1.0 + epsilon) / epsilon) + 1.0 / (1.0 + epsilon)
-        constant = checked_lipschitz(from_total_variation(slope, size) if lipschitz is None else lipschitz)
-        store(self, fraction=share("fraction", fraction), epsilon=float(epsilon), size=size, lipschitz=constant)
+        constant = length("lipschitz", from_total_variation(slope, size, dimension) if lipschitz is None else lipschitz)
+        store(self, fraction=share("fraction", fraction), epsilon=float(epsilon))
+        store(self, size=size, lipschitz=constant, dimension=dimension)
 
     @property
     def name(self) -> str:

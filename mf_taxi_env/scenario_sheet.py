@@ -39,7 +39,8 @@ PROVENANCE = {
 def scenario_sheet(scenario: Scenario) -> Figure:
     """A scenario on one sheet: demand, where trips end, how far trips go from each cell, and its key figures.
 
-    Demand and trips that vary over time enter with their mean over steps. Distances are between cell centres.
+    Demand and trips that vary over time enter with their mean over steps, lengths weighted by demand. Distances are between
+    cell centres.
 
     Args:
         scenario: The scenario.
@@ -85,15 +86,18 @@ def trip_lengths(scenario: Scenario) -> tuple[NDArray[np.float64], NDArray[np.fl
     """Mean length and mean displacement of the trips that start in each cell, between cell centres.
 
     Args:
-        scenario: The scenario; trips that vary over time enter with their mean over steps.
+        scenario: The scenario; steps at which a cell has trips (no identity row) enter by its demand there.
 
     Returns:
         Length, displacement east and displacement north, in kilometres, each ``[K]``.
     """
     k = scenario.cells
     width, height = (side / k for side in box_km(scenario.box))
-    results = [_lengths_of_step(trips, k, width, height) for trips in scenario.trip_steps]
-    length, east, north = np.mean(results, axis=0)
+    results = np.stack([_lengths_of_step(trips, k, width, height) for trips in scenario.trip_steps])
+    # A vanishing weight lets cells without demand keep the mean of their trips.
+    weight = _weights(scenario, 1e-12)
+    total = weight.sum(0)
+    length, east, north = (weight[:, None] * results).sum(0) / np.where(total > 0, total, 1.0)
     return length, east, north
 
 
@@ -118,10 +122,18 @@ def _lengths_of_step(trips: TripMatrix, k: int, width: float, height: float) -> 
 
 
 def mean_trip(scenario: Scenario) -> float:
-    """Mean length of all trips in kilometres, between cell centres; cells whose taxis stay for want of trips do not count."""
-    demand = scenario.demand.reshape(-1, scenario.cells**2).mean(0)
-    weight = np.where(_without_trips(scenario), 0.0, demand)
+    """Mean length of all trips in kilometres, between cell centres, all steps alike.
+
+    Cells whose taxis stay for want of trips do not count, at the steps when they do.
+    """
+    weight = _weights(scenario).sum(0)
     return float(weight @ trip_lengths(scenario)[0] / max(weight.sum(), 1e-12))
+
+
+def _weights(scenario: Scenario, ground: float = 0.0) -> NDArray[np.float64]:
+    """What each step's trips from each cell count, ``[T, K]``: its demand, on a uniform ``ground``; nothing without trips."""
+    some = np.stack([trips.diagonal() != 1.0 for trips in scenario.trip_steps])
+    return np.asarray((np.atleast_2d(scenario.demand) + ground) * some)
 
 
 def _without_trips(scenario: Scenario) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ from mf_taxi_env.information import entropy
 from mf_taxi_env.mdp import ParticleMDP
 from mf_taxi_env.motion import TorusMotion
 from mf_taxi_env.noise import WrappedGaussian
-from mf_taxi_env.safety import Constraint
+from mf_taxi_env.safety import Constraint, DistanceCap, KeepAway
 
 
 class SwarmMDP(ParticleMDP):
@@ -38,14 +38,15 @@ class SwarmMDP(ParticleMDP):
         horizon: Steps per episode.
         dt: Length of a step, and the variance of its noise; positive.
         max_speed: Speed of the action 1, in circumferences per unit of time; positive. The ergodic solution needs ``2 pi``.
-        constraints: Safety constraints; empty for none.
+        constraints: Safety constraints for cells of a ring: those that have a ``dimension`` with 1 (their default is a square),
+            and in Wasserstein-1 with ``periodic=True``; empty for none.
         density_term: Whether ``-log mu(x)`` is part of the reward. By default it is unless there are constraints, which then
             keep the swarm apart (arXiv 2306.17052).
         device: Device of all tensors.
         dtype: Floating-point type.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or a constraint is for cells of a square or an interval.
 
     Example:
         >>> mdp = SwarmMDP()
@@ -74,6 +75,8 @@ class SwarmMDP(ParticleMDP):
         motion = TorusMotion(max_speed, dt)
         noise = WrappedGaussian(grid, math.sqrt(dt))
         super().__init__(grid, motion, noise, horizon=horizon, constraints=constraints, dtype=dtype, device=device)
+        for constraint in self.constraints:
+            _check_ring(constraint)
         self.dt = dt
         self.max_speed = max_speed
         self.density_term = not self.constraints if density_term is None else density_term
@@ -109,3 +112,9 @@ class SwarmMDP(ParticleMDP):
             f"{type(self).__name__}(cells={self.grid.cells}, horizon={self.horizon}, dt={self.dt}, max_speed={self.max_speed}, "
             f"constraints={self.constraints}, density_term={self.density_term}, device={str(self.device)!r})"
         )
+
+
+def _check_ring(constraint: Constraint) -> None:
+    """ValueError where a constraint measures distances as if the ring were an interval."""
+    if isinstance(constraint, DistanceCap | KeepAway) and constraint.distance == "w1" and not constraint.periodic:
+        raise ValueError(f"constraints in 'w1' must be for a ring: construct them with periodic=True, got {constraint!r}")

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.envs.shell import Day, Observation, Shell
 from mf_taxi_env.mdp import MeanFieldMDP
 from mf_taxi_env.parameterization import Parameterization
@@ -50,14 +51,10 @@ class MeanFieldVectorEnv(VectorEnv[Any, Any, Any]):
         backend: Backend,
         max_episode_steps: int | None,
     ) -> None:
-        if not isinstance(num_envs, int) or num_envs < 1:
-            raise ValueError(f"num_envs must be an integer >= 1, got {num_envs!r}")
         if backend not in get_args(Backend):
             raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps!r}")
         self._shell = Shell(world, parameterization=parameterization, observation=observation, observe_time=observe_time)
-        self.num_envs = num_envs
+        self.num_envs = num_envs = whole_number("num_envs", num_envs, least=1)
         self.backend: Backend = backend
         self.render_mode = None
         self.single_observation_space = self._shell.observation_space
@@ -65,7 +62,9 @@ class MeanFieldVectorEnv(VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         horizon = self.mdp.horizon
-        self._length = horizon if max_episode_steps is None else min(horizon, max_episode_steps)
+        self._length = min(
+            horizon, whole_number("max_episode_steps", horizon if max_episode_steps is None else max_episode_steps, 1)
+        )
         self._generators: list[np.random.Generator | None] = []
         self._day = Day(self.mdp, "uniform")
         self._mu: Tensor | None = None

@@ -7,6 +7,7 @@ from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.scenarios.city import ParametricCity
 from mf_taxi_env.scenarios.scenario import Scenario
 from mf_taxi_env.scenarios.synthetic import scenario_family, synthetic_scenario
@@ -52,8 +53,7 @@ def load_scenario(name: str | os.PathLike[str], cells: int = 25) -> Scenario:
         >>> load_scenario("shenzhen", cells=10).demand.shape
         (100,)
     """
-    if not isinstance(cells, int) or isinstance(cells, bool) or cells < 1:
-        raise ValueError(f"cells must be an integer >= 1, got {cells!r}")
+    cells = whole_number("cells", cells, least=1)
     path = Path(name)
     if path.suffix == ".npz":
         return Scenario.load(path).resample(cells)

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.polynomial.legendre import leggauss
 from numpy.typing import NDArray
 
-from mf_taxi_env.scenarios.scenario import Box, Scenario, validated_box
+from mf_taxi_env.checks import whole_number
+from mf_taxi_env.scenarios.scenario import Box, Scenario, validated_box, validated_floor
 from mf_taxi_env.scenarios.trip_probabilities import rows_or_identity
 
 #: Mean radius of the Earth in kilometres (IUGG).
@@ -183,8 +184,7 @@ class ParametricCity:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"name must be a non-empty string, got {self.name!r}")
-        if not 0.0 <= self.entropy_floor <= 1.0:
-            raise ValueError(f"entropy_floor must lie in [0, 1] (a share of log K), got {self.entropy_floor!r}")
+        object.__setattr__(self, "entropy_floor", validated_floor(self.entropy_floor))
         object.__setattr__(self, "box", validated_box(self.box))
 
     def scenario(self, cells: int = 25) -> Scenario:
@@ -196,8 +196,7 @@ class ParametricCity:
         Raises:
             ValueError: If ``cells`` is no integer of at least 1.
         """
-        if not isinstance(cells, int) or isinstance(cells, bool) or cells < 1:
-            raise ValueError(f"cells must be an integer >= 1, got {cells!r}")
+        cells = whole_number("cells", cells, least=1)
         size = cells * cells
         apart = np.abs(np.arange(cells)[:, None] - np.arange(cells))
         decay = self.decay.cell_averages(cells, self.box)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import polars as pl
 
+#: The zone of an ISO 8601 time, after a time of day: in a date alone, ``-01`` is no zone but a day.
+ZONE = r"(:\d\d(?:\.\d+)?)\s*(?:[Zz]|[+-]\d\d(?::?\d\d)?)$"
 FORMATS = ".csv, .csv.gz, .csv.zst or .parquet"
 
 
@@ -77,8 +79,28 @@ def as_number(name: str) -> pl.Expr:
     return pl.col(name).cast(pl.Float64, strict=False)
 
 
-def is_degree(name: str) -> pl.Expr:
-    """Whether a number is a possible longitude, or latitude where the name ends in ``lat``; null is not."""
+def local_time_text(name: str) -> pl.Expr:
+    """A column of times as text without their zone, that is local time as written; null where there is no time of day."""
     import polars as pl
 
-    return (pl.col(name).is_finite() & (pl.col(name).abs() <= (90 if name.endswith("lat") else 180))).fill_null(False)
+    text = pl.col(name).str.strip_chars().str.replace(ZONE, "$1")
+    return pl.when(text.str.contains("[T:]")).then(text)
+
+
+def check_time_type(path: Path, column: str, kind: pl.DataType) -> None:
+    """Refuse a column that holds neither times of day nor text, such as one of dates alone.
+
+    Raises:
+        ValueError: If so; the message names file, column and type.
+    """
+    import polars as pl
+
+    if not isinstance(kind, (pl.String, pl.Time, pl.Datetime)):
+        raise ValueError(f"{path}: column {column!r} must hold times or text, not {kind}")
+
+
+def is_degree(name: str, most: int) -> pl.Expr:
+    """Whether a number is an angle of at most ``most`` degrees either way; null is not."""
+    import polars as pl
+
+    return (pl.col(name).is_finite() & (pl.col(name).abs() <= most)).fill_null(False)

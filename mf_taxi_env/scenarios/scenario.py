@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from mf_taxi_env.atomic import replacing
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.scenarios.trip_probabilities import (
     TripMatrix,
     Trips,
@@ -52,7 +53,7 @@ class Scenario:
             without trips has the identity row: its taxis stay.
         box: Study area ``(west, east, south, north)`` in degrees.
         entropy_floor: Default safety constraint: the fleet's entropy is at least this share of ``log K``.
-        provenance: Where the data comes from: text and numbers, kept with the scenario.
+        provenance: Where the data comes from: text and numbers, kept with the scenario as JSON would keep them.
 
     Raises:
         ValueError: If a field is malformed; the message names the field, its value and what is allowed.
@@ -81,15 +82,12 @@ class Scenario:
         trips = validated_trips(self.trips, size)
         if demand.ndim == 2 and _varies(trips) and len(demand) != len(trips):
             raise ValueError(f"demand has {len(demand)} steps and trips {len(trips)}: they must be equal")
-        if not isinstance(self.entropy_floor, (int, float)) or not 0.0 <= self.entropy_floor <= 1.0:
-            raise ValueError(f"entropy_floor must lie in [0, 1] (a share of log K), got {self.entropy_floor!r}")
-        if not isinstance(self.provenance, Mapping):
-            raise ValueError(f"provenance must be a mapping of names to text and numbers, got {self.provenance!r}")
         # The dataclass is frozen for its users; validation is the one place that may still write.
         object.__setattr__(self, "demand", demand)
         object.__setattr__(self, "trips", trips)
         object.__setattr__(self, "box", validated_box(self.box))
-        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+        object.__setattr__(self, "entropy_floor", validated_floor(self.entropy_floor))
+        object.__setattr__(self, "provenance", MappingProxyType(_plain(self.provenance)))
 
     @property
     def cells(self) -> int:
@@ -122,10 +120,9 @@ class Scenario:
         Args:
             cells: Cells per axis of the new grid, at least 1.
         """
+        cells = whole_number("cells", cells, least=1)
         if cells == self.cells:
             return self
-        if not isinstance(cells, int) or cells < 1:
-            raise ValueError(f"cells must be an integer >= 1, got {cells!r}")
         overlap = cell_overlap(self.cells, cells)
         # Trips are weighted by demand on the way. A vanishing uniform weight lets cells without demand keep their own row.
         weights = np.atleast_2d(self.demand / self.demand.shape[-1] + 1e-12)
@@ -230,6 +227,35 @@ def validated_box(box: Box) -> Box:
             f"west={west}, east={east}, south={south}, north={north}"
         )
     return west, east, south, north
+
+
+def validated_floor(floor: Any) -> float:
+    """An entropy floor as a Python float.
+
+    Raises:
+        ValueError: If it is no number in [0, 1].
+    """
+    number = isinstance(floor, int | float | np.integer | np.floating) and not isinstance(floor, bool)
+    if not number or not 0.0 <= floor <= 1.0:
+        raise ValueError(f"entropy_floor must lie in [0, 1] (a share of log K), got {floor!r}")
+    return float(floor)
+
+
+def _plain(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance as a file holds it, NumPy's scalars as Python's: said here, or saving would fail long after."""
+
+    def python(value: object) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        raise TypeError(f"{value!r} is neither")
+
+    try:
+        if not isinstance(provenance, Mapping):
+            raise TypeError("it is no mapping")
+        plain: dict[str, Any] = json.loads(json.dumps(dict(provenance), default=python))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"provenance must be a mapping of names to text and numbers, got {provenance!r}: {error}") from error
+    return plain
 
 
 def _varies(trips: Trips) -> bool:

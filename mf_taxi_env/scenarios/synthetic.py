@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.scenarios.city import Component, DistanceDecay, Mixture, ParametricCity
-from mf_taxi_env.scenarios.scenario import Scenario
+from mf_taxi_env.scenarios.scenario import Scenario, validated_floor
 
 #: A square of about 14 km on the open sea: no real city.
 BOX = (0.0, 0.125, 0.0, 0.125)
@@ -45,12 +46,7 @@ def synthetic_scenario(
         >>> city.name, round(city.demand_entropy, 3)
         ('synthetic:7', 0.67)
     """
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
-    if not 0.0 < entropy <= 1.0:
-        raise ValueError(f"entropy must lie in (0, 1] (a share of log K), got {entropy!r}")
-    if not isinstance(hotspots, int) or hotspots < 1:
-        raise ValueError(f"hotspots must be an integer >= 1, got {hotspots!r}")
+    cells, seed, hotspots = _checked(cells, seed, entropy, entropy_floor, hotspots)
     rng = np.random.default_rng(seed)
     places = [_hotspot(rng) for _ in range(hotspots)]
     attraction = tuple(place._replace(weight=rng.gamma(2.0) + 0.1) for place in places)
@@ -90,12 +86,10 @@ def scenario_family(
         hotspots: Number of hotspots.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range; at the call, before the first city is made.
     """
-    if not isinstance(n, int) or n < 0:
-        raise ValueError(f"n must be an integer >= 0, got {n!r}")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+    n = whole_number("n", n, least=0)
+    cells, seed, hotspots = _checked(cells, seed, entropy, entropy_floor, hotspots)
     return (
         synthetic_scenario(cells, member, entropy=entropy, entropy_floor=entropy_floor, hotspots=hotspots)
         for member in np.random.SeedSequence(seed).generate_state(n).tolist()
@@ -131,6 +125,14 @@ def tempered(mass: NDArray[np.float64], entropy: float) -> NDArray[np.float64]:
         middle = 0.5 * (low + high)
         low, high = (middle, high) if entropy_of(middle) > entropy else (low, middle)
     return at(high)
+
+
+def _checked(cells: int, seed: int, entropy: float, entropy_floor: float, hotspots: int) -> tuple[int, int, int]:
+    """Cells, seed and number of hotspots, where every argument is in range."""
+    if not 0.0 < entropy <= 1.0:
+        raise ValueError(f"entropy must lie in (0, 1] (a share of log K), got {entropy!r}")
+    validated_floor(entropy_floor)
+    return whole_number("cells", cells, 1), whole_number("seed", seed, 0), whole_number("hotspots", hotspots, 1)
 
 
 def _hotspot(rng: np.random.Generator) -> Component:

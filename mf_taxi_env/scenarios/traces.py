@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mf_taxi_env.atomic import replacing
-from mf_taxi_env.scenarios.row_files import as_number, is_degree, scan, unreadable
+from mf_taxi_env.scenarios.row_files import as_number, check_time_type, is_degree, local_time_text, scan, unreadable
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,7 +39,7 @@ def trips_from_traces(
     Args:
         source: CSV (``.csv``, also ``.csv.gz``) or Parquet file, one row per position: taxi, time, longitude, latitude in
             degrees, and whether a passenger is in (0 and 1, or false and true). A time is a date with a time of day, or a time
-            of day alone, all rows being of one day.
+            of day alone, all rows being of one day; its zone (``Z``, ``+08:00``) is ignored: local time, as written.
         out: Trip file to write, ``.csv`` or ``.parquet``, whole or not at all: ``taxi``, ``pickup_time``, ``pickup_lon``,
             ``pickup_lat``, ``dropoff_time``, ``dropoff_lon``, ``dropoff_lat``.
         columns: Maps our names (``taxi``, ``time``, ``lon``, ``lat``, ``occupied``) to the file's, where they differ.
@@ -67,11 +67,9 @@ def trips_from_traces(
     raw = scan(path, "trace", COLUMNS, lambda _: COLUMNS, columns)  # says how to install polars
     import polars as pl
 
-    kind = raw.collect_schema()["time"]
-    if not isinstance(kind, (pl.String, pl.Time, pl.Datetime)):
-        raise ValueError(f"{path}: column {columns.get('time', 'time')!r} must hold times or text, not {kind}")
+    check_time_type(path, columns.get("time", "time"), raw.collect_schema()["time"])
     frame = _typed(raw)
-    good = {name: is_degree(name) if name in ("lon", "lat") else pl.col(name).is_not_null() for name in COLUMNS}
+    good = {name: pl.col(name).is_not_null() for name in COLUMNS} | {"lon": is_degree("lon", 180), "lat": is_degree("lat", 90)}
     audit = frame.select(
         pl.len().alias("rows"),
         *[(~condition).sum().alias(name) for name, condition in good.items()],
@@ -124,7 +122,7 @@ def _typed(frame: pl.LazyFrame) -> pl.LazyFrame:
     time = pl.col("time")
     kind = frame.collect_schema()["time"]
     if kind == pl.String:
-        text = time.str.strip_chars()
+        text = local_time_text("time")
         time = pl.coalesce(text.str.to_datetime(strict=False), (NO_DAY + " " + text).str.to_datetime(strict=False))
     elif kind == pl.Time:
         time = pl.lit(NO_DAY).str.to_date().dt.combine(time)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mf_taxi_env.scenarios.row_files import as_number, is_degree, scan, unreadable
+from mf_taxi_env.scenarios.row_files import as_number, check_time_type, is_degree, local_time_text, scan, unreadable
 from mf_taxi_env.scenarios.scenario import Box
 
 if TYPE_CHECKING:
@@ -54,18 +54,23 @@ def count_trips(
     half = (0.0, 0.0) if source_cell is None else (source_cell[0] / 2, source_cell[1] / 2)
     is_bad = {name: ~condition for name, condition in _readable(frame).items()}
     good = ~pl.any_horizontal(*is_bad.values())
+    # A latitude beyond 90 degrees may be a longitude in the wrong place.
+    sane = pl.all_horizontal(*_readable(frame, largest_latitude=180).values())
     in_window = pl.lit(True) if window is None else (_since(window) < _parsed(window)[1]).fill_null(False)
-    starts = good & in_window & _in_box("pickup_lon", "pickup_lat", box, half)
+    from_box = _in_box("pickup_lon", "pickup_lat", box, half)
+    starts = good & in_window & from_box
+    exchanged = sane & in_window & ~from_box & _in_box("pickup_lat", "pickup_lon", box, half)
     ends = _in_box("dropoff_lon", "dropoff_lat", box, half)
     audit = frame.select(
         pl.len().alias("rows"),
         *[flag.sum().alias(f"bad:{name}") for name, flag in is_bad.items()],
         (~good).sum().alias("bad_rows"),
         (good & ~in_window).sum().alias("rows_outside_window"),
-        (good & in_window & ~_in_box("pickup_lon", "pickup_lat", box, half)).sum().alias("rows_outside_box"),
+        (good & in_window & ~from_box).sum().alias("rows_outside_box"),
         (starts & ~ends).sum().alias("rows_leaving"),
-        # How many rows would start in the box if longitude and latitude changed places.
-        (_in_box("pickup_lat", "pickup_lon", box, half).fill_null(False)).sum().alias("swapped"),
+        # How many rows would start in the box only if longitude and latitude changed places, and are bad only as they do not.
+        exchanged.sum().alias("swapped"),
+        (exchanged & ~good).sum().alias("bad_as_swapped"),
     )
     step = pl.lit(0) if window is None else _since(window) * steps // _parsed(window)[1]
     inside = frame.filter(starts).with_columns(step=step.cast(pl.Int64))
@@ -81,7 +86,7 @@ def count_trips(
 
     facts: dict[str, int] = audited.row(0, named=True)
     bad = {name.removeprefix("bad:"): facts.pop(name) for name in list(facts) if name.startswith("bad:")}
-    swapped = facts.pop("swapped")
+    swapped = facts.pop("swapped"), facts.pop("bad_as_swapped")
     _check(path, facts, bad, swapped, box, window, columns, keep_going=bad_rows == "drop")
     trips = counted["trips"].to_numpy()
     if source_cell is None:
@@ -117,18 +122,19 @@ def _selected(path: Path, window: Window | None, columns: Mapping[str, str]) -> 
     numbers = [as_number(name) for name in COORDINATES]
     numbers.append(as_number("trips") if "trips" in schema else pl.lit(1.0).alias("trips"))
     if window:
+        check_time_type(path, columns.get("pickup_time", "pickup_time"), schema["pickup_time"])
         time = pl.col("pickup_time")
         if schema["pickup_time"] == pl.String:
-            time = time.str.to_datetime(strict=False)
-        numbers.append(time.dt.time())
+            time = local_time_text("pickup_time").str.to_datetime(strict=False)
+        numbers.append(time if schema["pickup_time"] == pl.Time else time.dt.time())
     return frame.select(numbers)
 
 
-def _readable(frame: pl.LazyFrame) -> dict[str, pl.Expr]:
+def _readable(frame: pl.LazyFrame, largest_latitude: int = 90) -> dict[str, pl.Expr]:
     """For each column, the condition that its value makes sense; never null."""
     import polars as pl
 
-    conditions = {name: is_degree(name) for name in COORDINATES}
+    conditions = {name: is_degree(name, largest_latitude if name.endswith("lat") else 180) for name in COORDINATES}
     conditions["trips"] = (pl.col("trips").is_finite() & (pl.col("trips") >= 0)).fill_null(False)
     if "pickup_time" in frame.collect_schema():
         conditions["pickup_time"] = pl.col("pickup_time").is_not_null()
@@ -205,7 +211,7 @@ def _check(
     path: Path,
     facts: Mapping[str, int],
     bad: Mapping[str, int],
-    swapped: int,
+    swapped: tuple[int, int],
     box: Box,
     window: Window | None,
     columns: Mapping[str, str],
@@ -216,9 +222,11 @@ def _check(
     if rows == 0:
         raise ValueError(f"{path} has no rows")
     left = rows - facts["bad_rows"] - facts["rows_outside_window"] - facts["rows_outside_box"]
-    if left == 0 and swapped:
+    would_start, bad_as_swapped = swapped
+    # Other bad rows come first: what they hide may be the true cause.
+    if left == 0 and would_start and (keep_going or facts["bad_rows"] == bad_as_swapped):
         raise ValueError(
-            f"{path}: longitude and latitude look swapped: no pick-up lies in the box {box}, and {swapped} of {rows} would "
+            f"{path}: longitude and latitude look swapped: no pick-up lies in the box {box}, and {would_start} of {rows} would "
             "with pickup_lon and pickup_lat exchanged. Correct it with columns={'pickup_lon': ..., 'pickup_lat': ...}"
         )
     if facts["bad_rows"] and not keep_going:
@@ -229,6 +237,7 @@ def _check(
         )
     if left:
         return
+    read = f"{rows} rows read" + f", {facts['bad_rows']} of them unreadable" * bool(facts["bad_rows"])
     if window and facts["rows_outside_box"] == 0:
-        raise ValueError(f"{path}: no trip starts in the window {window[0]} to {window[1]} ({rows} rows read)")
-    raise ValueError(f"{path}: no trip starts in the box {box} ({rows} rows read, {facts['rows_outside_box']} outside it)")
+        raise ValueError(f"{path}: no trip starts in the window {window[0]} to {window[1]} ({read})")
+    raise ValueError(f"{path}: no trip starts in the box {box} ({read}, {facts['rows_outside_box']} outside it)")

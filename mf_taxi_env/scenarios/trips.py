@@ -12,7 +12,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy import sparse
 
-from mf_taxi_env.scenarios.scenario import Box, Scenario, validated_box
+from mf_taxi_env.checks import whole_number
+from mf_taxi_env.scenarios.scenario import Box, Scenario, validated_box, validated_floor
 from mf_taxi_env.scenarios.trip_files import Window, count_trips, slice_name
 from mf_taxi_env.scenarios.trip_probabilities import rows_or_identity
 
@@ -44,6 +45,7 @@ def scenario_from_trips(
         box: Study area ``(west, east, south, north)`` in degrees.
         cells: Cells per axis, ``k``.
         window: Local times of day ``("19:00", "22:00")`` of the pick-up, start inclusive and end exclusive; may pass midnight.
+            A time's zone (``Z``, ``+08:00``) is ignored: times are taken to be local, as written.
         steps: Equal slices of the window by pick-up time. More than one gives demand ``[T, K]`` and trips of every slice, one
             slice per step of an episode; a cell without a trip in a slice has the identity row there.
         smoothing: Odd side of the median filter over the demand, in cells; 1 for none.
@@ -69,12 +71,12 @@ def scenario_from_trips(
     """
     path = Path(source)
     box = validated_box(box)
-    if not isinstance(cells, int) or cells < 1:
-        raise ValueError(f"cells must be an integer >= 1, got {cells!r}")
-    if not isinstance(smoothing, int) or smoothing < 1 or smoothing % 2 == 0:
+    # All of it before a file that may take minutes is read.
+    entropy_floor = validated_floor(entropy_floor)
+    cells, steps = whole_number("cells", cells, least=1), whole_number("steps", steps, least=1)
+    smoothing = whole_number("smoothing", smoothing, least=1)
+    if smoothing % 2 == 0:
         raise ValueError(f"smoothing must be an odd integer >= 1 (a median filter's side in cells), got {smoothing!r}")
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
     if steps > 1 and window is None:
         raise ValueError(
             f"steps={steps} cuts the window of pick-up times into slices: give a window such as ('19:00', '22:00')"

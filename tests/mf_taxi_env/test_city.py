@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -217,3 +218,14 @@ def test_shenzhen_is_close_to_the_real_trips() -> None:
     (kl, final), (real_kl, real_final) = staying_put(city), staying_put(real)
     assert abs(kl - real_kl) <= 0.3
     assert abs(final - real_final) <= 0.01
+
+
+def test_cells_and_floor_from_numpy_are_taken(tmp_path: Path) -> None:
+    """What NumPy computed is as good as Python's own; a floor that is no number is refused by name."""
+    (tmp_path / "toy.toml").write_text(TOY)
+    city = ParametricCity.load(tmp_path / "toy.toml")
+    assert city.scenario(np.int64(3)).cells == 3  # type: ignore[arg-type]
+    half = replace(city, entropy_floor=np.float32(0.5)).entropy_floor
+    assert (half, type(half)) == (0.5, float)
+    with pytest.raises(ValueError, match=r"entropy_floor must lie in \[0, 1\].*'high'"):
+        replace(city, entropy_floor="high")  # type: ignore[arg-type]

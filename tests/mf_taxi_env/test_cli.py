@@ -13,6 +13,7 @@ from scipy import sparse
 
 import mf_taxi_env.cli as cli
 from mf_taxi_env.scenarios import Scenario, list_scenarios, load_scenario
+from mf_taxi_env.scenarios.city import box_km
 
 BOX = ("--box", "-74.0", "-73.9", "40.7", "40.8")
 
@@ -55,6 +56,11 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
     assert lines[0].startswith("mf-taxi: error: ")
     assert "Traceback" not in captured.err
     return lines[0]
+
+
+def printed_kl(out: str) -> list[float]:
+    """The divergences that `show` prints: of the uniform fleet, and the bound."""
+    return [float(line.split("KL ")[1].split()[0]) for line in out.splitlines() if "KL " in line]
 
 
 def test_scenarios_lists_every_built_in(capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,7 +186,7 @@ def test_show_draws_a_built_in_and_prints_its_figures(capsys: pytest.CaptureFixt
     assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "6 x 6 cells" in out and "sheet.png" in out
-    uniform, best = (float(line.split("KL ")[1].split()[0]) for line in out.splitlines() if "KL " in line)
+    uniform, best = printed_kl(out)
     assert 0 < best < uniform
 
 
@@ -195,11 +201,25 @@ def test_show_keeps_a_scenario_files_own_grid(trips: str, capsys: pytest.Capture
 
 
 def test_show_takes_demand_that_varies_over_time(capsys: pytest.CaptureFixture[str]) -> None:
-    """The bound of a time-varying city is the mean over its steps."""
+    """Both divergences are means over steps, not those of the mean demand, whose entropy is called by its name."""
+    pytest.importorskip("cvxpy")
     city = load_scenario("shenzhen", cells=4)
-    Scenario("day", np.stack([city.demand, np.roll(city.demand, 3)]), city.trips, city.box).save("day.npz")
+    demand = np.stack([city.demand, np.roll(city.demand[::-1], 3) ** 2 / (city.demand**2).sum()])
+    day = Scenario("day", demand, city.trips, city.box)
+    day.save("day.npz")
     assert cli.main(["show", "day.npz"]) == 0
-    assert "4 x 4 cells" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "4 x 4 cells" in out
+    uniform, best = printed_kl(out)
+    assert uniform == pytest.approx(np.mean([(step * np.log(16 * step)).sum() for step in demand]), abs=1e-4)
+    assert uniform > (1 - day.demand_entropy) * np.log(16) + 0.01
+    bounds = []
+    for step in demand:
+        Scenario("step", step, city.trips, city.box).save("step.npz")
+        assert cli.main(["show", "step.npz"]) == 0
+        bounds.append(printed_kl(capsys.readouterr().out)[1])
+    assert best == pytest.approx(np.mean(bounds), abs=3e-4)
+    assert f"{day.demand_entropy:.1%} of the largest possible (mean demand of all steps)" in out
 
 
 def test_show_draws_sparse_trips_with_the_same_figures(capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,6 +235,14 @@ def test_show_draws_sparse_trips_with_the_same_figures(capsys: pytest.CaptureFix
         assert cli.main(["show", "city.npz"]) == 0
         printed.append(capsys.readouterr().out)
     assert len(set(printed)) == 1
+    width, height = (side / 4 for side in box_km(base.box))
+    x, y = np.divmod(np.arange(16), 4)
+    km = np.hypot((x[:, None] - x) * width, (y[:, None] - y) * height)
+    some = np.arange(16) != 3
+    mean = (base.demand[some] @ (rows * km).sum(1)[some]) / base.demand[some].sum()
+    uniform = (base.demand * np.log(16 * base.demand)).sum()
+    for figure in (f"{base.demand_entropy:.1%} of the largest possible\n", f"{mean:.2f} km\n", f"KL {uniform:.4f} nats"):
+        assert figure in printed[0]
 
 
 def test_show_draws_a_generated_city_of_a_seed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,41 @@ def test_wasserstein_of_points_is_their_distance() -> None:
     torch.testing.assert_close(distances, torch.tensor([0.0, 0.04, 0.04, 0.96 * math.sqrt(2)], dtype=F64))
 
 
+@given(seed=st.integers(0, 2**31), size=st.integers(1, 30), empty=st.sampled_from([0.0, 0.5]))
+@settings(max_examples=25, deadline=None)
+def test_wasserstein_in_one_dimension_is_its_closed_form(seed: int, size: int, empty: float) -> None:
+    """The integral of |F - G| on an interval; on a ring, of |F - G - c| for the best c, a median."""
+    pytest.importorskip("ot")
+    rng = np.random.default_rng(seed)
+    mu, nu = simplex(rng, size, empty), simplex(rng, size, empty)
+    gap = (mu - nu).cumsum(0)
+    line, ring = float(gap.abs().sum()) / size, float((gap - gap.median()).abs().sum()) / size
+    assert float(wasserstein(mu, nu, dimension=1)) == pytest.approx(line, abs=1e-9)
+    assert float(wasserstein(mu, nu, dimension=1, periodic=True)) == pytest.approx(ring, abs=1e-9)
+
+
+def test_neighbours_on_a_ring_are_one_cell_apart() -> None:
+    """Across the seam too, and nothing is further than half way round; on an interval the ends are far apart."""
+    pytest.importorskip("ot")
+    points = torch.eye(100, dtype=F64)
+    for kind in (DistanceCap, KeepAway):
+        ring = kind(points[0], 0.0, dimension=1, periodic=True)
+        distances = ring.margin(points[[0, 1, 99, 50, 60]]).abs()
+        torch.testing.assert_close(distances, torch.tensor([0.0, 0.01, 0.01, 0.5, 0.4], dtype=F64))
+        line = kind(points[0], 0.0, dimension=1).margin(points[[1, 99]]).abs()
+        torch.testing.assert_close(line, torch.tensor([0.01, 0.99], dtype=F64))
+        assert ring.lipschitz == 1.0
+
+
+@pytest.mark.parametrize(("dimension", "periodic"), [(2, True), (1, "yes"), (1, 1)])
+def test_only_an_interval_can_be_closed_to_a_ring(dimension: int, periodic: Any) -> None:
+    """There is no torus among the grids."""
+    with pytest.raises(ValueError, match=f"periodic must be .* got {periodic!r}"):
+        DistanceCap([0.25] * 4, 0.1, dimension=dimension, periodic=periodic)
+    with pytest.raises(ValueError, match=f"periodic must be .* got {periodic!r}"):
+        wasserstein(torch.ones(4) / 4, torch.ones(4) / 4, dimension=dimension, periodic=periodic)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_wasserstein_bears_rounding(dtype: torch.dtype) -> None:
     """Batches, float32 sums that are off one, traces of mass and below zero: no warning, no refusal, the same number."""
@@ -200,13 +235,15 @@ def test_without_pot_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         ([[1.0]], 0.1, "tv", "reference must be finite"),
         ([0.5, 0.5], -0.1, "kl", "must be a finite number >= 0, got -0.1"),
         ([0.5, 0.5], math.nan, "kl", "must be a finite number >= 0, got nan"),
+        ([0.5, 0.5], "0.1", "kl", "must be a finite number >= 0, got '0.1'"),
+        ([0.5, 0.5], True, "kl", "must be a finite number >= 0, got True"),
         ([0.5, 0.5], 0.1, "w2", "distance must be one of .* got 'w2'"),
         ([0.5, 0.5], 0.1, "tv", "square grid"),
         ([0.5, 0.5], 0.1, "w1", "square grid"),
     ],
 )
 @pytest.mark.parametrize("kind", [DistanceCap, KeepAway])
-def test_bad_arguments_raise(kind: Any, reference: Any, cap: float, distance: Any, message: str) -> None:
+def test_bad_arguments_raise(kind: Any, reference: Any, cap: Any, distance: Any, message: str) -> None:
     """By name and value, where they enter."""
     with pytest.raises(ValueError, match=message):
         kind(reference, cap, distance)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mf_taxi_env import Grid
+from mf_taxi_env.checks import whole_number
 
 
 @pytest.mark.parametrize("cells", [1, 2, 5, 10, 25])
@@ -73,15 +77,30 @@ def test_histogram_counts_every_particle_once(cells: int, count: int, seed: int)
     torch.testing.assert_close(grid.histogram(positions), expected)
 
 
-@pytest.mark.parametrize("cells", [0, -1, 2.0, "5", None])
+@pytest.mark.parametrize("cells", [0, -1, 2.0, "5", None, True])
 def test_bad_cells_raise(cells: object) -> None:
     """A grid without cells, or with a fraction of one, is refused by name and value."""
     with pytest.raises(ValueError, match=r"cells .*got"):
         Grid(cells)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dimension", [0, 3])
+@pytest.mark.parametrize("dimension", [0, 3, True, 2.0])
 def test_bad_dimension_raises(dimension: int) -> None:
     """Only the interval and the square exist."""
     with pytest.raises(ValueError, match=f"dimension .*got {dimension}"):
         Grid(3, dimension)
+
+
+def test_numpys_integers_are_integers() -> None:
+    """What NumPy computed is taken, and kept as Python's own."""
+    grid = Grid(np.int64(4), np.int32(1))  # type: ignore[arg-type]
+    assert grid == Grid(4, 1)
+    assert type(grid.cells) is type(grid.dimension) is int
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 3.0, np.float64(3.0), "3", None, 0, 6, np.int64(6)])
+def test_what_is_no_whole_number_in_range_is_refused(value: object) -> None:
+    """A bool counts as an integer in Python, not here; the message has name, value and range."""
+    with pytest.raises(ValueError, match=rf"^cells must be an integer from 1 to 5, got {re.escape(repr(value))}$"):
+        whole_number("cells", value, 1, 5)
+    assert whole_number("cells", np.uint8(5), 1, 5) == 5

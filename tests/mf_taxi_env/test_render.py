@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
+from scipy import sparse
 
 from mf_taxi_env.render import common_scale, draw_map, maps_sheet, save_figure
 from mf_taxi_env.scenario_sheet import mean_trip, scenario_sheet, trip_lengths
@@ -273,3 +274,40 @@ def test_every_map_has_its_title() -> None:
     """More panels than a row holds wrap around; unused places stay empty."""
     figure = maps_sheet([(f"map {n}", corner(0, 0)) for n in range(5)], BOX, columns=3)
     assert sorted(panel.get_title() for panel in figure.axes if panel.get_title()) == [f"map {n}" for n in range(5)]
+
+
+@pytest.mark.parametrize("thin", [False, True])
+def test_the_mean_trip_does_not_depend_on_the_steps(thin: bool) -> None:
+    """The same trips in one slice or in twelve: a cell without trips in a slice adds no trip of 0 km there."""
+    rng = np.random.default_rng(0)
+    # Twenty trips a slice, none within its cell.
+    origin = rng.integers(0, 16, (12, 20))
+    destination = (origin + rng.integers(1, 16, (12, 20))) % 16
+    flow = np.zeros((12, 16, 16))
+    np.add.at(flow, (np.arange(12)[:, None], origin, destination), 1.0)
+
+    def rows(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        totals = counts.sum(-1, keepdims=True)
+        return np.where(totals > 0, counts / np.maximum(totals, 1.0), np.eye(16))
+
+    trips: Any = tuple(map(sparse.csr_array, rows(flow))) if thin else rows(flow)
+    whole = Scenario("whole", flow.sum((0, 2)) / 240, rows(flow.sum(0)), BOX)
+    parts = Scenario("parts", flow.sum(2) / 20, trips, BOX)
+    assert (np.asarray(rows(flow)[:, range(16), range(16)]) == 1.0).any()
+    width, height = (side / 4 for side in box_km(BOX))
+    km = np.hypot((destination // 4 - origin // 4) * width, (destination % 4 - origin % 4) * height)
+    assert mean_trip(whole) == pytest.approx(km.mean())
+    assert mean_trip(parts) == pytest.approx(km.mean())
+    np.testing.assert_allclose(trip_lengths(parts), trip_lengths(whole), atol=1e-9)
+
+
+def test_trips_count_by_the_demand_of_their_step() -> None:
+    """A cell that is busy when its trips are long has long trips; one without demand still has the mean of its own."""
+    far, near = np.eye(4), np.eye(4)
+    far[0], near[0] = [0, 0, 1, 0], [0, 1, 0, 0]
+    far[1] = near[1] = [1, 0, 0, 0]
+    demand = np.array([[0.75, 0, 0.25, 0], [0.25, 0, 0.75, 0]])
+    city = Scenario("toy", demand, np.stack([far, near]), BOX)
+    width, height = (side / 2 for side in box_km(BOX))
+    np.testing.assert_allclose(trip_lengths(city)[0], [0.75 * width + 0.25 * height, height, 0, 0])
+    assert mean_trip(city) == pytest.approx(0.75 * width + 0.25 * height)

@@ -41,6 +41,14 @@ CONVEX = [
     DistanceCap(NINE, 0.3, "kl"),
 ]
 ALL = [*CONVEX, *(KeepAway(NINE, 0.1, distance) for distance in ("tv", "hellinger", "kl"))]
+#: The same nine cells in a row.
+LINE = [
+    SmoothedEntropyFloor(0.6, 0.01, size=9, dimension=1),
+    RegionCapacity([0, 4], 0.4, size=9, dimension=1),
+    RegionCoverage([True, False, True] * 3, 0.3, dimension=1),
+    DistanceCap(NINE, 0.3, "tv", dimension=1),
+    KeepAway(NINE, 0.1, "tv", dimension=1, periodic=True),
+]
 
 
 @given(fraction=st.floats(0, 1), size=st.integers(1, 50), seed=st.integers(0, 2**31))
@@ -89,17 +97,17 @@ def test_convex_margin_is_the_same_number_and_concave() -> None:
     assert float(expression.value) == pytest.approx(float(EntropyFloor(0.8).margin(torch.from_numpy(values))), abs=1e-9)
 
 
-@pytest.mark.parametrize("fraction", [-0.01, 1.01, math.nan])
-def test_bad_fraction_raises(fraction: float) -> None:
-    """A floor outside [0, 1] of log K is refused by name and value."""
-    with pytest.raises(ValueError, match=f"fraction .*got {fraction}"):
+@pytest.mark.parametrize("fraction", [-0.01, 1.01, math.nan, True, "0.5", None])
+def test_bad_fraction_raises(fraction: Any) -> None:
+    """A floor outside [0, 1] of log K, or that is no number, is refused by name and value."""
+    with pytest.raises(ValueError, match=f"fraction .*got {fraction!r}"):
         EntropyFloor(fraction)
 
 
-@pytest.mark.parametrize("lipschitz", [-1.0, math.nan, math.inf])
-def test_bad_lipschitz_raises(lipschitz: float) -> None:
+@pytest.mark.parametrize("lipschitz", [-1.0, math.nan, math.inf, True, "1"])
+def test_bad_lipschitz_raises(lipschitz: Any) -> None:
     """A tightening needs a finite non-negative constant."""
-    with pytest.raises(ValueError, match=f"lipschitz .*got {lipschitz}"):
+    with pytest.raises(ValueError, match=f"lipschitz .*got {lipschitz!r}"):
         EntropyFloor(0.9, lipschitz)
 
 
@@ -123,7 +131,7 @@ def simplex(seed: int, size: int = 9, *, empty: bool = False) -> torch.Tensor:
     return torch.from_numpy(mu / mu.sum())
 
 
-@pytest.mark.parametrize("constraint", ALL, ids=str)
+@pytest.mark.parametrize("constraint", [*ALL, *LINE], ids=str)
 def test_every_constraint_is_a_value(constraint: Any) -> None:
     """It meets the protocol, is frozen and hashable, and survives copies, pickles and a rebuild from its fields."""
     assert isinstance(constraint, Constraint)
@@ -262,8 +270,8 @@ def test_smoothed_entropy_is_the_formula() -> None:
     assert float(floor.margin(mu)) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("epsilon", [0.0, -0.1, 0.5, math.nan])
-def test_bad_epsilon_raises(epsilon: float) -> None:
+@pytest.mark.parametrize("epsilon", [0.0, -0.1, 0.5, math.nan, "0.1"])
+def test_bad_epsilon_raises(epsilon: Any) -> None:
     """Without smoothing there is no constant; with too much the floor would change its sign."""
     with pytest.raises(ValueError, match="epsilon"):
         SmoothedEntropyFloor(0.5, epsilon)
@@ -309,10 +317,10 @@ def test_bad_regions_raise(region: list[Any]) -> None:
         lambda share: SmoothedEntropyFloor(share, 0.1),
     ],
 )
-@pytest.mark.parametrize("share", [-0.01, 1.01, math.nan])
-def test_bad_shares_raise(make: Callable[[float], Any], share: float) -> None:
-    """Caps, floors and fractions lie in [0, 1]."""
-    with pytest.raises(ValueError, match=rf"must lie in \[0, 1\], got {share}"):
+@pytest.mark.parametrize("share", [-0.01, 1.01, math.nan, True, "0.5"])
+def test_bad_shares_raise(make: Callable[[Any], Any], share: Any) -> None:
+    """Caps, floors and fractions are numbers in [0, 1]."""
+    with pytest.raises(ValueError, match=rf"must lie in \[0, 1\], got {share!r}"):
         make(share)
 
 
@@ -343,6 +351,73 @@ def test_proven_constants_hold(seed: int, empty: bool, near: bool) -> None:
     ):
         fall = abs(float(constraint.margin(mu) - constraint.margin(nu)))
         assert fall <= constraint.lipschitz * distance + 1e-9
+
+
+@given(seed=st.integers(0, 2**31), size=st.integers(2, 40), ring=st.booleans(), near=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_proven_constants_hold_on_a_line_and_a_ring(seed: int, size: int, ring: bool, near: bool) -> None:
+    """In one dimension W1 is an integral of cumulative sums: on a line of F - G, on a ring of F - G less its median."""
+    rng = np.random.default_rng(seed)
+    mu, nu = simplex(seed, size, empty=True), simplex(seed + 1, size)
+    if near:  # mass of one cell goes next door, where the constants are tight
+        nu = mu.roll(1) if ring else torch.cat([mu[:1] * 0.0, mu[:-2], mu[-2:].sum().view(1)])
+    gap = (mu - nu).cumsum(0)
+    distance = float((gap - gap.median() if ring else gap).abs().sum()) / size
+    mask = rng.random(size) < 0.5
+    mask[0] = True
+    for constraint in (
+        SmoothedEntropyFloor(0.5, float(10.0 ** rng.uniform(-4, -0.5)), size=size, dimension=1),
+        RegionCapacity(mask, 0.5, dimension=1),
+        RegionCoverage(mask, 0.5, dimension=1),
+        DistanceCap(simplex(seed + 2, size), 0.5, "tv", dimension=1),
+        KeepAway(simplex(seed + 2, size), 0.5, "tv", dimension=1),
+    ):
+        assert abs(float(constraint.margin(mu) - constraint.margin(nu))) <= constraint.lipschitz * distance + 1e-9
+
+
+@pytest.mark.parametrize(("dimension", "k"), [({}, 10), ({"dimension": 2}, 10), ({"dimension": 1}, 100)])
+def test_cells_are_those_of_a_square_unless_told(dimension: dict[str, Any], k: int) -> None:
+    """100 cells are 10 x 10 by default, and a ring or an interval of 100 where the dimension says so."""
+    even = np.full(100, 0.01)
+    for constraint in (
+        RegionCapacity([0], 0.5, size=100, **dimension),
+        RegionCoverage(even > 0, 0.5, **dimension),
+        DistanceCap(even, 0.5, "tv", **dimension),
+        KeepAway(even, 0.5, "tv", **dimension),
+    ):
+        assert constraint.lipschitz == k
+    smoothed = SmoothedEntropyFloor(0.5, 0.1, size=100, **dimension)
+    assert smoothed.lipschitz == pytest.approx(k * (math.log(11) + 1 / 1.1))
+    assert RegionCapacity([0], 0.5, **dimension).lipschitz == (625 if k == 100 else 25)
+
+
+@pytest.mark.parametrize("dimension", [0, 3, 1.0, True, "1"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda dimension: RegionCapacity([0], 0.5, dimension=dimension),
+        lambda dimension: RegionCoverage([0], 0.5, lipschitz=1.0, dimension=dimension),
+        lambda dimension: SmoothedEntropyFloor(0.5, 0.1, dimension=dimension),
+        lambda dimension: DistanceCap([1.0], 0.5, "kl", dimension=dimension),
+        lambda dimension: KeepAway([1.0], 0.5, "tv", dimension=dimension),
+    ],
+)
+def test_bad_dimensions_raise(make: Callable[[Any], Any], dimension: Any) -> None:
+    """A line or a square, whether or not a constant hangs on it."""
+    with pytest.raises(ValueError, match=rf"dimension must be .* from 1 to 2, got {dimension!r}"):
+        make(dimension)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda size: SmoothedEntropyFloor(0.5, 0.1, size=size), lambda size: RegionCapacity([0], 0.5, size=size, lipschitz=1.0)],
+)
+@pytest.mark.parametrize("size", [0, -4, 9.0, True, "9"])
+def test_bad_sizes_raise(make: Callable[[Any], Any], size: Any) -> None:
+    """A number of cells is a positive integer, NumPy's or Python's."""
+    with pytest.raises(ValueError, match=rf"size must be an integer >= 1, got {size!r}"):
+        make(size)
+    assert make(np.int64(9)) == make(9) and type(make(np.int64(9)).size) is int
 
 
 def test_the_constant_of_a_region_is_reached() -> None:

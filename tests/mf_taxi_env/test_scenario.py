@@ -80,6 +80,7 @@ def assert_same(a: Scenario, b: Scenario) -> None:
         ("box", (math.nan, 1, 0, 1), "west=nan"),
         ("entropy_floor", 1.5, "1.5"),
         ("entropy_floor", -0.5, "-0.5"),
+        ("entropy_floor", True, "True"),
         ("entropy_floor", math.nan, "nan"),
     ],
 )
@@ -517,3 +518,30 @@ def test_frozen_arrays_are_shared_and_views_of_writable_ones_are_not() -> None:
     assert not np.shares_memory(Scenario(**{**GOOD, "trips": view}).trips, trips)
     city = Scenario(**GOOD)
     assert np.shares_memory(Scenario(**{**GOOD, "trips": city.trips}).trips, city.trips)
+
+
+def test_numpys_scalars_are_saved(tmp_path: Path) -> None:
+    """Counts and shares that NumPy computed become Python's own, in the scenario and in its file."""
+    facts = {"rows": np.int64(3), "share": np.float32(0.5), "box": (np.float64(1.0), 2), "more": {"whole": np.True_}}
+    city = Scenario(**{**GOOD, "entropy_floor": np.float32(0.5)}, provenance=facts)
+    plain = {"rows": 3, "share": 0.5, "box": [1.0, 2], "more": {"whole": True}}
+    assert dict(city.provenance) == plain
+    assert type(city.provenance["rows"]) is int
+    assert type(city.entropy_floor) is float
+    assert_same(Scenario.load(city.save(tmp_path / "city.npz")), city)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, Path("x"), np.zeros(3), np.datetime64("2020-01-20")])
+def test_provenance_that_no_file_can_hold_raises(value: object) -> None:
+    """Told where the scenario is made, not where it is saved."""
+    with pytest.raises(ValueError, match=r"provenance must be a mapping of names to text and numbers, got .*'odd'"):
+        Scenario(**GOOD, provenance={"odd": value})
+
+
+def test_cells_from_numpy_are_taken_and_bools_are_not() -> None:
+    """A sweep over np.arange is as good as one over range; True is no grid of one cell."""
+    city = Scenario(**GOOD)
+    assert city.resample(np.int64(4)).cells == load_scenario("shenzhen", np.int64(4)).cells == 4  # type: ignore[arg-type]
+    for make in (city.resample, lambda cells: load_scenario("shenzhen", cells)):
+        with pytest.raises(ValueError, match="cells must be an integer >= 1, got True"):
+            make(True)

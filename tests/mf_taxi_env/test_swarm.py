@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import scipy.special
@@ -16,6 +17,7 @@ from torch import Tensor
 from mf_taxi_env import EntropyFloor, Grid, MeanFieldMDP, Scenario, TaxiMDP
 from mf_taxi_env.information import entropy_fraction
 from mf_taxi_env.motion import TorusMotion
+from mf_taxi_env.safety import DistanceCap, KeepAway, RegionCapacity, RegionCoverage, SmoothedEntropyFloor, WeightedEntropyFloor
 from mf_taxi_env.swarm import SwarmMDP
 
 DTYPE = torch.float64
@@ -269,3 +271,55 @@ def test_bad_arguments_raise(argument: str, value: object) -> None:
     """Each is refused by name and value."""
     with pytest.raises(ValueError, match=rf"{argument} .*got {value!r}"):
         SwarmMDP(**{argument: value})  # type: ignore[arg-type]
+
+
+EVEN = [0.01] * 100
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **fields: RegionCapacity([0], 0.5, size=100, **fields),
+        lambda **fields: RegionCoverage([0], 0.5, lipschitz=100.0, **fields),
+        lambda **fields: SmoothedEntropyFloor(0.5, 0.1, **fields),
+        lambda **fields: DistanceCap(EVEN, 0.2, "tv", **fields),
+        lambda **fields: KeepAway(EVEN, 0.2, "kl", **fields),
+    ],
+)
+def test_constraints_for_a_square_are_refused_on_the_ring(make: Callable[..., Any]) -> None:
+    """100 cells could be 10 x 10, so a constraint has to say that they are not; and then it is accepted."""
+    square, line = make(), make(dimension=1)
+    with pytest.raises(ValueError, match=rf"constraints .*dimension=1, got {type(square).__name__}\("):
+        SwarmMDP(constraints=(EntropyFloor(0.5), square))
+    mdp = SwarmMDP(constraints=(line,))
+    assert mdp.margins(mdp.initial((2,))).shape == (2, 1)
+
+
+@pytest.mark.parametrize("kind", [DistanceCap, KeepAway])
+def test_transport_on_the_ring_goes_the_shorter_way(kind: Any) -> None:
+    """An interval's Wasserstein-1 is refused; the ring's turns with the swarm."""
+    pytest.importorskip("ot")
+    with pytest.raises(ValueError, match=rf"constraints .*dimension=1, got {kind.__name__}\("):
+        SwarmMDP(constraints=(kind(EVEN, 0.2),))
+    with pytest.raises(ValueError, match=rf"constraints in 'w1' .*periodic=True, got {kind.__name__}\("):
+        SwarmMDP(constraints=(kind(EVEN, 0.2, dimension=1),))
+    mdp = SwarmMDP(constraints=(kind(EVEN, 0.2, dimension=1, periodic=True),), dtype=DTYPE)
+    margins = mdp.margins(torch.stack([mdp.ergodic().roll(turn) for turn in (0, 37, 80)]))
+    torch.testing.assert_close(margins, margins[:1].expand(3, 1))
+
+
+def test_constraints_that_do_not_ask_where_cells_are_suit_the_ring() -> None:
+    """Entropy floors, and a user's own constraint that names no dimension."""
+
+    class Own:
+        name = "own"
+        lipschitz = 1.0
+
+        def margin(self, mu: Tensor) -> Tensor:
+            return mu[..., 0]
+
+        def convex_margin(self, mu: Any) -> Any:
+            return mu[0]
+
+    constraints = (EntropyFloor(0.5), WeightedEntropyFloor([1.0] * 100, 0.5), Own())
+    assert SwarmMDP(constraints=constraints).constraints == constraints

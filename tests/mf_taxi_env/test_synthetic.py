@@ -114,3 +114,29 @@ def test_tempering_keeps_the_order_of_cells() -> None:
         assert (np.argsort(tempered(mass, entropy)) == np.argsort(mass)).all()
     np.testing.assert_allclose(tempered(mass, 1.0), 0.05)
     assert tempered(mass, 1e-3).max() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"entropy": 3.0}, "entropy .*3.0"),
+        ({"entropy_floor": 95}, "entropy_floor .*95"),
+        ({"cells": 0}, "cells .*0"),
+        ({"hotspots": True}, "hotspots .*True"),
+        ({"seed": True}, "seed .*True"),
+        ({"n": True}, "n .*True"),
+    ],
+)
+def test_a_family_refuses_bad_arguments_at_the_call(arguments: dict[str, object], message: str) -> None:
+    """Not where, much later, its first city is asked for."""
+    with pytest.raises(ValueError, match=message):
+        scenario_family(**{"n": 2, **arguments})  # type: ignore[arg-type]
+
+
+def test_numpys_integers_make_the_same_city() -> None:
+    """Seed, cells, hotspots and number from NumPy give the same bits and the same name."""
+    one, two = np.int64(1), np.int64(2)
+    city = synthetic_scenario(np.int64(5), two, hotspots=two)  # type: ignore[arg-type]
+    assert (city.digest, city.name) == (synthetic_scenario(5, 2, hotspots=2).digest, "synthetic:2")
+    (member,) = scenario_family(one, two, cells=np.int64(5))  # type: ignore[arg-type]
+    assert member.digest == next(scenario_family(1, 2, cells=5)).digest

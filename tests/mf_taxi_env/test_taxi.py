@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from mf_taxi_env import CongestedMotion, EntropyFloor, FreeMotion, Grid, Scenario, TaxiMDP
+from mf_taxi_env import CongestedMotion, EntropyFloor, FreeMotion, Grid, RegionCoverage, Scenario, TaxiMDP
 
 Make = Callable[..., Scenario]
 Array = NDArray[np.float64]
@@ -321,3 +321,9 @@ def test_sparse_trips_are_the_same_world(make_scenario: Make, dtype: torch.dtype
             gradients.append(start.grad)
         torch.testing.assert_close(results[0], results[1], rtol=0, atol=tolerance)
         torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=10 * tolerance)
+
+
+def test_a_constraint_of_another_geometry_raises(make_scenario: Callable[..., Scenario]) -> None:
+    """Transport and Lipschitz constants of a line mean nothing on a square."""
+    with pytest.raises(ValueError, match="construct them with dimension=2, got RegionCoverage"):
+        TaxiMDP(make_scenario(3), constraints=(RegionCoverage([0], 0.1, size=9, dimension=1),))

@@ -217,3 +217,20 @@ def test_the_description_accounts_for_every_count(write: Write) -> None:
     _, facts = found(write(*trace("a", "1101100"), *trace("b", "011")))
     text = describe(facts)
     assert all(f"{value:,}" in text for value in facts.values())
+
+
+@pytest.mark.parametrize("zone", ["Z", "+08:00", "-0500", " +08"])
+@pytest.mark.parametrize("day", ["2020-01-20T", "2020-01-20 ", ""])
+def test_a_zone_is_local_time_as_written(write: Write, tmp_path: Path, day: str, zone: str) -> None:
+    """19:01 in Shenzhen is an evening, whatever the clock says in Greenwich."""
+    lines = [f"a,{day}19:{n:02d}:00{zone},10.5,45.5,{flag}" for n, flag in enumerate("0110")]
+    trips_from_traces(write(*lines), tmp_path / "trips.parquet")
+    assert pl.read_parquet(tmp_path / "trips.parquet")["pickup_time"].dt.time().to_list() == [dt.time(19, 1)]
+
+
+def test_a_date_alone_is_no_time(write: Write) -> None:
+    """Counted as unreadable, as the message promises, rather than taken for midnight."""
+    path = write(*trace("a", "0110"), "a,2020-01-20,10.5,45.5,0")
+    with pytest.raises(ValueError, match=r"1 of 5 rows .*1 in column 'time'.*a time has a time of day"):
+        found(path)
+    assert found(path, bad_rows="drop")[1]["bad_rows"] == 1

@@ -553,3 +553,72 @@ def test_a_real_evening_in_twelve_steps(data_folder: Path) -> None:
     shifted = [mdp.shift(mu, t) for t in range(12)]
     assert all(float(step.sum()) == pytest.approx(1.0, abs=1e-5) for step in shifted)
     assert not torch.allclose(shifted[0], shifted[11])
+
+
+@pytest.mark.parametrize("zone", ["Z", "+08:00", "-0500", ".250Z"])
+@pytest.mark.parametrize("between", ["T", " "])
+def test_a_zone_is_local_time_as_written(write: Write, between: str, zone: str) -> None:
+    """The window is of local times; the offset of a time moves no trip out of it, and mixed offsets are read."""
+    times = ["2014-01-01{}18:59:59{}", "2014-01-01{}19:00:00{}", "2014-01-01{}21:59:59{}", "2014-01-01{}22:00:00{}"]
+    lines = [f"{GOOD},{time.format(between, zone)}" for time in times] + [f"{GOOD},2014-01-01 20:00:00"]
+    city = build(write(*lines, header=HEADER + ",pickup_time"), window=("19:00", "22:00"))
+    assert (city.provenance["trips"], city.provenance["rows_outside_window"]) == (3, 2)
+
+
+def test_a_date_alone_is_no_time(write: Write, tmp_path: Path) -> None:
+    """It is not midnight: counted as unreadable in text, refused as a column's type in Parquet."""
+    path = write(f"{GOOD},2014-01-01 00:10:00", f"{GOOD},2014-01-02", header=HEADER + ",pickup_time")
+    with pytest.raises(ValueError, match=r"1 of 2 rows .*1 in column 'pickup_time'.*times dates with a time of day"):
+        build(path, window=("00:00", "01:00"))
+    assert build(path, window=("00:00", "01:00"), bad_rows="drop").provenance["trips"] == 1
+    frame = pl.DataFrame({name: [10.5 if "lon" in name else 45.5] for name in HEADER.split(",")})
+    frame.with_columns(pickup_time=pl.date(2014, 1, 1)).write_parquet(tmp_path / "trips.parquet")
+    with pytest.raises(ValueError, match=r"trips\.parquet: column 'pickup_time' must hold times or text, not Date"):
+        build(tmp_path / "trips.parquet", window=("00:00", "01:00"))
+
+
+SYMMETRIC = (-1.0, 1.0, -1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("time", "settings", "message"),
+    [
+        ("soon", {}, "2 of 2 rows .*2 in column 'pickup_time'"),
+        ("soon", {"bad_rows": "drop"}, "no trip starts in the window .*2 rows read, 2 of them unreadable"),
+        ("2014-01-01 12:00:00", {}, r"no trip starts in the window 19:00 to 22:00 \(2 rows read\)"),
+    ],
+)
+def test_coordinates_in_a_symmetric_box_do_not_look_swapped(
+    write: Write, time: str, settings: dict[str, object], message: str
+) -> None:
+    """They lie in the box either way: the true cause is told."""
+    path = write(*[f"0.1,0.2,0.3,0.4,{time}"] * 2, header=HEADER + ",pickup_time")
+    with pytest.raises(ValueError, match=message):
+        build(path, box=SYMMETRIC, window=("19:00", "22:00"), **settings)
+
+
+def test_bad_rows_come_before_swapped_ones(write: Write) -> None:
+    """What cannot be read is told first; once it is dropped, the exchange is."""
+    path = write("22.55,114.05,22.55,114.05", "114.05,22.55,x,22.55")
+    settings = {"box": (114.0, 114.1, 22.5, 22.6)}
+    with pytest.raises(ValueError, match=r"2 of 2 rows .*1 in column 'dropoff_lon'"):
+        build(path, **settings)
+    with pytest.raises(ValueError, match=r"look swapped.*1 of 2 would"):
+        build(path, bad_rows="drop", **settings)
+
+
+@pytest.mark.parametrize("argument", ["cells", "steps", "smoothing"])
+def test_whole_numbers_are_numpys_too_and_no_bools(write: Write, argument: str) -> None:
+    """The same city from np.int64, and True is refused by name."""
+    path = write(*timed((GOOD, "19:10:00")), header=HEADER + ",pickup_time")
+    city = build(path, window=("19:00", "22:00"), **{argument: np.int64(1)})
+    assert city.digest == build(path, window=("19:00", "22:00"), **{argument: 1}).digest
+    city.save(path.with_suffix(".npz"))
+    with pytest.raises(ValueError, match=f"{argument} must be an .*integer >= 1.*, got True"):
+        build(path, window=("19:00", "22:00"), **{argument: True})
+
+
+def test_a_bad_floor_is_refused_before_the_file_is_read(tmp_path: Path) -> None:
+    """A file of gigabytes is not streamed for nothing: here there is none at all."""
+    with pytest.raises(ValueError, match=r"entropy_floor .*95"):
+        build(tmp_path / "none.csv", entropy_floor=95)

@@ -255,8 +255,10 @@ def test_no_gradient_is_kept() -> None:
     ("settings", "message"),
     [
         ({"num_envs": 0}, "num_envs must be an integer >= 1, got 0"),
+        ({"num_envs": True}, "num_envs must be an integer >= 1, got True"),
+        ({"max_episode_steps": 2.5}, "max_episode_steps must be an integer >= 1, got 2.5"),
         ({"backend": "jax"}, r"backend must be one of .*, got 'jax'"),
-        ({"max_episode_steps": 0}, "max_episode_steps must be at least 1, got 0"),
+        ({"max_episode_steps": 0}, "max_episode_steps must be an integer >= 1, got 0"),
         ({"cells": 0}, "cells"),
     ],
 )
