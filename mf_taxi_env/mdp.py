@@ -77,6 +77,9 @@ class MeanFieldMDP(ABC):
         device: Device of all tensors.
     """
 
+    #: Whether the space has no edges: a ring.
+    periodic: bool = False
+
     def __init__(
         self,
         grid: Grid,

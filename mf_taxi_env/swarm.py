@@ -57,6 +57,8 @@ class SwarmMDP(ParticleMDP):
         -15.13...
     """
 
+    periodic = True
+
     def __init__(
         self,
         *,

@@ -164,12 +164,15 @@ class Shell:
         return self._kept_safe(drawn.to(self.mdp.dtype).to(self.mdp.device)).reshape(*batch, -1)
 
     def _gaussian(self, generator: np.random.Generator) -> NDArray[np.float64]:
-        """Cell masses ``[K]`` of a Gaussian with a random centre and widths, cut off at the edges of the space."""
+        """Cell masses ``[K]`` of a Gaussian with a random centre and widths, cut off at the edges where there are any."""
         grid = self.mdp.grid
         axis = (np.arange(grid.cells) + 0.5) / grid.cells
         mass = np.ones(1)
         for centre, std in zip(generator.random(grid.dimension), generator.uniform(*GAUSSIAN_STD, grid.dimension), strict=True):
-            bump = np.exp(-0.5 * ((axis - centre) / std) ** 2)
+            away = np.abs(axis - centre)
+            if self.mdp.periodic:
+                away = np.minimum(away, 1.0 - away)
+            bump = np.exp(-0.5 * (away / std) ** 2)
             mass = np.outer(mass, bump / bump.sum()).ravel()
         return mass
 

@@ -389,6 +389,15 @@ def test_gaussian_starts_are_random_safe_and_repeatable() -> None:
     assert free.reset(seed=1, options={"initial": "gaussian"})[1]["entropy"] < starts[0][1]["entropy"]
 
 
+def test_gaussian_starts_on_a_ring_have_no_seam() -> None:
+    """The first and the last cell of the swarm's ring are neighbours: no start jumps between them more than elsewhere."""
+    env = make("MFSwarm1D-v0")
+    for seed in range(20):
+        mass = env.reset(seed=seed, options={"initial": "gaussian"})[0]
+        jumps = np.abs(np.diff(mass))
+        assert abs(mass[0] - mass[-1]) <= 1.5 * jumps.max()
+
+
 def test_the_scenario_of_the_day(make_scenario: Make) -> None:
     """A reset may bring another city, on the env's grid, with its demand and trips; the next reset is at home again."""
     env, day = taxi(cells=5), make_scenario(5)
