@@ -136,8 +136,8 @@ class TruncatedGaussian:
         arguments = (first - places).mul_(scale / k).unsqueeze(-2) + edges
         # erf is twice the distance of the normal CDF from one half; the factors cancel in the quotient.
         cdf = torch.erf(arguments)
-        within = cdf[..., -1, :] - cdf[..., 0, :]
-        probabilities = (cdf[..., 1:, :] - cdf[..., :-1, :]).div_(within.unsqueeze(-2))
+        within = _span(cdf)
+        probabilities = cdf.diff(dim=-2).div_(within.unsqueeze(-2))
         cells = first.long().unsqueeze(-2) + _count(width, 1, torch.int64, destinations.device)
         return _Kernel(cells, probabilities, arguments, within)
 
@@ -262,15 +262,14 @@ class _PushForward(torch.autograd.Function):
                 answers = slope[rows].view(-1, 1, k, 1).expand(-1, -1, -1, kernel.within.shape[-1])
             else:
                 answers = torch.empty_like(dense)
-                torch.matmul(slope[rows], dense[:, 1], out=answers[:, 0])
-                torch.matmul(slope[rows].mT, dense[:, 0], out=answers[:, 1])
+                torch.matmul(slope[rows], dense.select(1, 1), out=answers.select(1, 0))
+                torch.matmul(slope[rows].mT, dense.select(1, 0), out=answers.select(1, 1))
             answers = answers.gather(-2, kernel.cells)
             expected = (answers * kernel.probabilities).sum(-2)  # the same for both axes
-            to_mass[rows, columns] = expected[:, 0]
+            to_mass[rows, columns] = expected.select(1, 0)
             # The normal density at the edges; the clamp spares it the denormal tails, which are slow.
             density = kernel.arguments.clamp(-9.0, 9.0).square_().neg_().exp_()
-            rise = density[..., 1:, :] - density[..., :-1, :]
-            pull = expected.mul_(density[..., -1, :] - density[..., 0, :]) - answers.mul_(rise).sum(-2)
+            pull = expected.mul_(_span(density)) - answers.mul_(density.diff(dim=-2)).sum(-2)
             scale = mass[rows, columns].unsqueeze(-2) * (math.sqrt(2.0 / math.pi) / noise.std)
             to_destinations[rows, columns] = pull.mul_(scale).div_(kernel.within).mT
         return None, to_mass, to_destinations
@@ -287,13 +286,18 @@ def _push_forward(
         kernel = noise._kernel(destinations[rows, columns])
         # Memory that is new to the process costs more than what is written to it: blocks share the largest piece.
         dense = kernel.dense(k, dense)
-        weighted = dense[:, 0] * mass[rows, columns].unsqueeze(-2)
+        weighted = dense.select(1, 0) * mass[rows, columns].unsqueeze(-2)
         if d == 1:
             out[rows].add_(weighted.sum(-1))
         else:
-            out[rows].baddbmm_(weighted, dense[:, 1].mT)
+            out[rows].baddbmm_(weighted, dense.select(1, 1).mT)
         last = kernel, dense
     return out.flatten(1), last
+
+
+def _span(values: Tensor) -> Tensor:
+    """The last less the first of values ``[..., w, n]``: ``[..., n]``."""
+    return values.select(-2, -1) - values.select(-2, 0)
 
 
 @lru_cache(maxsize=64)
