@@ -63,8 +63,8 @@ class MeanFieldEnv(gym.Env[Array, Array]):
 
         Args:
             seed: Seeds ``np_random``. Only random starts use it: the transition itself is deterministic.
-            options: ``"initial"``: ``"uniform"`` (default), ``"gaussian"`` (random centre and widths, mixed with the uniform
-                distribution as far as safety needs it) or a distribution ``[K]``. ``"scenario"``: the world of this episode
+            options: ``"initial"``: ``"uniform"`` (default), ``"gaussian"`` (random centre and widths, halved towards the
+                uniform distribution until it is safe) or a distribution ``[K]``. ``"scenario"``: the world of this episode
                 alone, where the env has scenarios.
 
         Raises:
@@ -146,7 +146,7 @@ class MeanFieldEnv(gym.Env[Array, Array]):
         return None
 
     def _observation(self, mu: Tensor) -> Array:
-        observation: Array = self._shell.observe(mu, float(self._t)).cpu().numpy()
+        observation: Array = self._shell.observe(mu, self._t).cpu().numpy()
         return observation
 
     def _info(self, mu: Tensor) -> dict[str, Any]:

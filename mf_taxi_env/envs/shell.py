@@ -186,14 +186,13 @@ class Shell:
             mu = torch.where(unsafe, 0.5 * (mu + home), mu)
         return torch.where((self.mdp.margins(mu) < 0).any(-1, keepdim=True), home, mu)
 
-    def observe(self, mu: Tensor, t: Tensor | float) -> Tensor:
-        """Observations ``[..., n]``, float32, of ``mu`` ``[..., K]`` at steps ``t`` ``[...]``."""
+    def observe(self, mu: Tensor, t: int) -> Tensor:
+        """Observations ``[..., n]``, float32, of ``mu`` ``[..., K]`` at step ``t``."""
         # Rounding may leave a mass a few ulps outside of the box.
         seen = (mu.float() * self.scale).clamp(0.0, self.scale)
         if not self.observe_time:
             return seen
-        clock = torch.as_tensor(t, dtype=torch.float32, device=mu.device) / self.mdp.horizon
-        return torch.cat([seen, clock.expand(mu.shape[:-1]).unsqueeze(-1)], -1)
+        return torch.cat([seen, seen.new_full((*mu.shape[:-1], 1), t / self.mdp.horizon)], -1)
 
     def report(self, mu: Tensor, t: int) -> Report:
         """What the info says of ``mu`` ``[..., K]``, caused at step ``t``."""

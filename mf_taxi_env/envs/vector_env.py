@@ -97,7 +97,7 @@ class MeanFieldVectorEnv(VectorEnv[Any, Any, Any]):
         self._reseed(seeds)
         self._day, self._t = day, 0
         self._mu = self._shell.start(day, (self.num_envs,), self._randomness)
-        return self._seen(self._shell.observe(self._mu, 0.0)), self._infos(self._mu)
+        return self._seen(self._shell.observe(self._mu, 0)), self._infos(self._mu)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Move all fleets.
@@ -126,7 +126,7 @@ class MeanFieldVectorEnv(VectorEnv[Any, Any, Any]):
                 next_mu = self.mdp.transition(self._mu, fields, self._t)
                 rewards = self.mdp.reward(self._mu, fields, next_mu, self._t)
             self._mu, self._t = next_mu, self._t + 1
-        observation = self._seen(self._shell.observe(self._mu, float(self._t)))
+        observation = self._seen(self._shell.observe(self._mu, self._t))
         ended = self._t >= self._length
         if self.backend == "torch":
             flags = torch.zeros(2, self.num_envs, dtype=torch.bool, device=self._mu.device)
