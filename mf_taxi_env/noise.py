@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from mf_taxi_env.grid import Grid
 #: Where erf is 1 to the last bit.
 SATURATION = {torch.float32: 3.95, torch.float64: 5.93}
 #: Numbers in the largest temporary of a push-forward: what stays in a CPU's cache, and what keeps a GPU busy.
-BLOCK = {"cpu": 2**20, "cuda": 2**27}
+BLOCK = {"cpu": 2**21, "cuda": 2**27}
 
 
 class Noise(Protocol):
@@ -50,19 +50,30 @@ class Noise(Protocol):
 class _Kernel(NamedTuple):
     """Where particles land, per axis. Particles come last: rows are long, which is what vector units like."""
 
-    cells: Tensor  #: indices of the cells within reach [..., d, w, n]
+    first: Tensor  #: index of the first of the w cells within reach [..., d, n]
     probabilities: Tensor  #: of these cells [..., d, w, n], summing to one over w
-    arguments: Tensor  #: of erf, at their edges [..., d, w + 1, n]
     within: Tensor  #: erf at the upper less erf at the lower edge of the city [..., d, n]
+    arguments: Tensor | None  #: of erf, at the edges of these cells [..., d, w + 1, n], where slopes are wanted
 
-    def dense(self, k: int, workspace: Tensor | None = None) -> Tensor:
-        """Probabilities of all ``k`` cells, ``[..., d, k, n]``; into ``workspace`` where it fits."""
-        shape = (*self.within.shape[:-1], k, self.within.shape[-1])
+    def cells(self, axis: int | slice = slice(None)) -> Tensor:
+        """Indices of the cells within reach, ``[..., w, n]`` along one axis or ``[..., d, w, n]`` along all."""
+        width = self.probabilities.shape[-2]
+        return self.first[..., axis, :].unsqueeze(-2) + _count(width, 1, torch.int64, self.first.device)
+
+    def dense(self, k: int, mass: Tensor, workspace: Tensor | None = None) -> Tensor:
+        """Probabilities of all ``k`` cells, ``[..., d, n, k]``, those of the first axis times ``mass`` ``[..., n]``.
+
+        They are written to ``workspace`` where it fits.
+        """
+        shape = (*self.within.shape, k)
         if workspace is None or workspace.shape != shape:
             workspace = self.probabilities.new_zeros(shape)
         else:
             workspace.zero_()
-        return workspace.scatter_(-2, self.cells, self.probabilities)
+        first, *others = self.probabilities.unbind(-3)  # weighted here, a particle has few cells
+        for axis, values in enumerate((first * mass.unsqueeze(-2), *others)):
+            workspace.select(-3, axis).scatter_(-1, self.cells(axis).mT, values.mT)
+        return workspace
 
 
 @dataclass(frozen=True)
@@ -94,9 +105,9 @@ class TruncatedGaussian:
         Returns:
             ``[..., d, k]``; the last axis sums to one.
         """
-        kernel = self._kernel(destinations.unsqueeze(-2))
-        zeros = kernel.probabilities.new_zeros((*destinations.shape, self.grid.cells, 1))
-        return zeros.scatter(-2, kernel.cells, kernel.probabilities).squeeze(-1)
+        kernel = self._kernel(destinations.unsqueeze(-2), slopes=destinations.requires_grad)
+        zeros = kernel.probabilities.new_zeros((*destinations.shape, self.grid.cells))
+        return zeros.scatter(-1, kernel.cells().squeeze(-1), kernel.probabilities.squeeze(-1))
 
     def push_forward(self, mass: Tensor, destinations: Tensor) -> Tensor:
         """The distribution of particles that head for ``destinations`` and are perturbed.
@@ -120,26 +131,25 @@ class TruncatedGaussian:
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in flat):
             pushed: Tensor = _PushForward.apply(self, *flat)  # type: ignore[no-untyped-call]
         else:
-            pushed, _ = _push_forward(self, *flat, _blocks(flat[1], self.grid.cells))
+            pushed, _ = _push_forward(self, *flat, _blocks(flat[1], self.grid.cells), slopes=False)
         return pushed.view(*batch, self.grid.size)
 
-    def _kernel(self, destinations: Tensor) -> _Kernel:
-        """Where particles that head for ``destinations`` ``[..., n, d]`` land."""
+    def _kernel(self, destinations: Tensor, slopes: bool) -> _Kernel:
+        """Where particles that head for ``destinations`` ``[..., n, d]`` land; with what its ``slopes`` need, or without."""
         k, scale = self.grid.cells, 1.0 / (math.sqrt(2.0) * self.std)
         reach = SATURATION[destinations.dtype] / scale * k
         # An interval of length 2 reach overlaps at most so many cells, wherever it lies.
         width = min(k, math.ceil(2.0 * reach) + 1)
         places = (destinations * k).mT.contiguous()
-        # A NaN makes its probabilities NaN; as an index it would be a fault, on a GPU one that ends the process.
-        first = (places - reach).floor_().nan_to_num_(nan=0.0).clamp_(0, k - width)
+        # A NaN makes its probabilities NaN; as an index it is whatever number, and the clamp keeps that within the grid.
+        first = (places - reach).long().clamp_(0, k - width)
         edges = _count(width + 1, scale / k, destinations.dtype, destinations.device)
         arguments = (first - places).mul_(scale / k).unsqueeze(-2) + edges
         # erf is twice the distance of the normal CDF from one half; the factors cancel in the quotient.
-        cdf = torch.erf(arguments)
+        cdf = torch.erf(arguments) if slopes else arguments.erf_()
         within = _span(cdf)
         probabilities = cdf.diff(dim=-2).div_(within.unsqueeze(-2))
-        cells = first.long().unsqueeze(-2) + _count(width, 1, torch.int64, destinations.device)
-        return _Kernel(cells, probabilities, arguments, within)
+        return _Kernel(first, probabilities, within, arguments if slopes else None)
 
     def sample(self, destinations: Tensor, generator: torch.Generator) -> Tensor:
         """Draw where particles land.
@@ -237,7 +247,7 @@ class _PushForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, noise: TruncatedGaussian, mass: Tensor, destinations: Tensor) -> Tensor:
         ctx.noise, ctx.blocks = noise, _blocks(destinations, noise.grid.cells)
-        out, last = _push_forward(noise, mass, destinations, ctx.blocks)
+        out, last = _push_forward(noise, mass, destinations, ctx.blocks, slopes=True)
         ctx.kept = last if len(ctx.blocks) == 1 else None
         ctx.save_for_backward(mass, destinations)
         return out
@@ -255,42 +265,41 @@ class _PushForward(torch.autograd.Function):
             if ctx.kept:
                 kernel, dense = ctx.kept
             else:
-                kernel = noise._kernel(destinations[rows, columns])
-                dense = workspace = kernel.dense(k, workspace)
-            # How the outcome answers to the probability of each cell of each axis.
+                kernel = noise._kernel(destinations[rows, columns], slopes=True)
+                dense = workspace = kernel.dense(k, mass[rows, columns], workspace)
+            # How the outcome answers to the probability of each cell of each axis; of the second, per unit of the city's mass.
             if d == 1:
                 answers = slope[rows].view(-1, 1, k, 1).expand(-1, -1, -1, kernel.within.shape[-1])
             else:
-                answers = torch.empty_like(dense)
-                torch.matmul(slope[rows], dense.select(1, 1), out=answers.select(1, 0))
-                torch.matmul(slope[rows].mT, dense.select(1, 0), out=answers.select(1, 1))
-            answers = answers.gather(-2, kernel.cells)
-            expected = (answers * kernel.probabilities).sum(-2)  # the same for both axes
+                answers = dense.new_empty(*kernel.within.shape[:-1], k, kernel.within.shape[-1])
+                torch.matmul(slope[rows], dense.select(1, 1).mT, out=answers.select(1, 0))
+                torch.matmul(slope[rows].mT, dense.select(1, 0).mT, out=answers.select(1, 1))
+            answers = answers.gather(-2, kernel.cells())
+            expected = (answers * kernel.probabilities).sum(-2)
             to_mass[rows, columns] = expected.select(1, 0)
             # The normal density at the edges; the clamp spares it the denormal tails, which are slow.
-            density = kernel.arguments.clamp(-9.0, 9.0).square_().neg_().exp_()
+            density = cast(Tensor, kernel.arguments).clamp(-9.0, 9.0).square_().neg_().exp_()
             pull = expected.mul_(_span(density)) - answers.mul_(density.diff(dim=-2)).sum(-2)
-            scale = mass[rows, columns].unsqueeze(-2) * (math.sqrt(2.0 / math.pi) / noise.std)
-            to_destinations[rows, columns] = pull.mul_(scale).div_(kernel.within).mT
+            pull.select(1, 0).mul_(mass[rows, columns])
+            to_destinations[rows, columns] = pull.mul_(math.sqrt(2.0 / math.pi) / noise.std).div_(kernel.within).mT
         return None, to_mass, to_destinations
 
 
 def _push_forward(
-    noise: TruncatedGaussian, mass: Tensor, destinations: Tensor, blocks: Sequence[tuple[slice, slice]]
+    noise: TruncatedGaussian, mass: Tensor, destinations: Tensor, blocks: Sequence[tuple[slice, slice]], slopes: bool
 ) -> tuple[Tensor, tuple[_Kernel, Tensor] | None]:
     """The distributions ``[B, K]``, and what the last block was computed from."""
     k, d = noise.grid.cells, noise.grid.dimension
     out = mass.new_zeros(len(mass), *[k] * d)
     last, dense = None, None
     for rows, columns in blocks:
-        kernel = noise._kernel(destinations[rows, columns])
+        kernel = noise._kernel(destinations[rows, columns], slopes)
         # Memory that is new to the process costs more than what is written to it: blocks share the largest piece.
-        dense = kernel.dense(k, dense)
-        weighted = dense.select(1, 0) * mass[rows, columns].unsqueeze(-2)
+        dense = kernel.dense(k, mass[rows, columns], dense)
         if d == 1:
-            out[rows].add_(weighted.sum(-1))
+            out[rows].add_(dense.select(1, 0).sum(-2))
         else:
-            out[rows].baddbmm_(weighted, dense.select(1, 1).mT)
+            out[rows].baddbmm_(dense.select(1, 0).mT, dense.select(1, 1))
         last = kernel, dense
     return out.flatten(1), last
 
@@ -302,8 +311,9 @@ def _span(values: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _count(n: int, step: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``0, step, 2 step, ...`` as a column ``[n, 1]``."""
-    return (torch.arange(n, dtype=dtype, device=device) * step).unsqueeze(-1)
+    """``0, step, 2 step, ...`` as a column ``[n, 1]``; usable with gradients even if first asked for in inference."""
+    with torch.inference_mode(False):
+        return (torch.arange(n, dtype=dtype, device=device) * step).unsqueeze(-1)
 
 
 def _blocks(destinations: Tensor, k: int) -> list[tuple[slice, slice]]:

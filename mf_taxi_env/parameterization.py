@@ -169,7 +169,8 @@ class NetworkField(Parameterization):
 
 @lru_cache(maxsize=16)
 def _centers(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return grid.centers(dtype=dtype, device=device)
+    with torch.inference_mode(False):  # usable with gradients even if first asked for in inference
+        return grid.centers(dtype=dtype, device=device)
 
 
 def make_parameterization(name: str | Parameterization, grid: Grid, action_dim: int) -> Parameterization:

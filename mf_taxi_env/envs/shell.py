@@ -47,7 +47,6 @@ class Day(NamedTuple):
 class Report(NamedTuple):
     """What an info says of distributions ``[..., K]``; every entry but ``margins`` has shape ``[...]``."""
 
-    cost: Tensor  #: worst violation, at least zero; NaN where the state is no distribution
     margin: Tensor  #: worst margin; infinite without constraints
     margins: Tensor  #: [..., n_constraints]
     entropy: Tensor  #: share of log K
@@ -104,8 +103,8 @@ class Shell:
             values = np.array(action, dtype=np.float32)  # a copy: torch takes no read-only or reversed arrays
         if values.shape != shape:
             raise ValueError(f"action must have shape {shape}, got {tuple(values.shape)}")
-        legal = abs(values) <= 1.0  # false for NaN
-        if not legal.all():
+        if not (values.min() >= -1.0 and values.max() <= 1.0):  # a NaN passes neither
+            legal = abs(values) <= 1.0
             wrong = int((~legal).sum())
             where = "" if not batch else f", in the envs {[i for i, row in enumerate(legal) if not row.all()][:10]}"
             raise ValueError(f"action must be finite and lie in [-1, 1]; {wrong} of {math.prod(shape)} entries do not{where}")
@@ -200,7 +199,7 @@ class Shell:
         worst = margins.amin(-1) if margins.shape[-1] else mu.new_full(mu.shape[:-1], torch.inf)
         log, target = floored_log(mu), self.mdp.target(t)  # one logarithm for both: this is half of what a report costs
         kl = mu.new_full(mu.shape[:-1], torch.nan) if target is None else kl_divergence(target, mu, log)
-        return Report(torch.where(worst >= 0.0, 0.0, -worst), worst, margins, entropy_fraction(mu, log), kl)
+        return Report(worst, margins, entropy_fraction(mu, log), kl)
 
 
 def check_arguments(name: str, given: Mapping[str, Any], settings: type) -> None:

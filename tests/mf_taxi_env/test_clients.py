@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -18,18 +19,14 @@ import mf_taxi_env  # noqa: F401 - registers the ids
 SMALL: dict[str, Any] = {"cells": 8, "parameterization": "bilinear:3", "observation": "density", "reward_timing": "next"}
 
 
-def random_return(episodes: int = 10) -> float:
-    """Mean return of random actions in the small city."""
-    env = gym.make("MFTaxi-v0", **SMALL)
-    env.action_space.seed(0)
-    total = 0.0
-    for _ in range(episodes):
-        env.reset(seed=0)
-        truncated = False
-        while not truncated:
-            _, reward, _, truncated, _ = env.step(env.action_space.sample())
-            total += float(reward)
-    return total / episodes
+def episode(env: gym.Env[Any, Any], choose: Callable[[Any], Any]) -> float:
+    """Return of one episode."""
+    observation, _ = env.reset(seed=0)
+    total, truncated = 0.0, False
+    while not truncated:
+        observation, reward, _, truncated, _ = env.step(choose(observation))
+        total += float(reward)
+    return total
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
@@ -86,9 +83,9 @@ def test_workers_started_by_any_method(context: str) -> None:
 def test_stable_baselines_learns(algorithm: str) -> None:
     """PPO and TD3 earn far more than random actions after a few thousand steps; both trade single envs, no adapter needed."""
     sb3 = pytest.importorskip("stable_baselines3")
+    env: gym.Env[Any, Any] = gym.make("MFTaxi-v0", **SMALL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SB3 warns of its own doings, such as float64 actions and CPU policies
-        env = gym.make("MFTaxi-v0", **SMALL)
         if algorithm == "PPO":
             model = sb3.PPO(
                 "MlpPolicy", env, n_steps=480, batch_size=120, gamma=0.9, learning_rate=1e-3, seed=0, device="cpu",
@@ -96,17 +93,16 @@ def test_stable_baselines_learns(algorithm: str) -> None:
             )  # fmt: skip
             model.learn(6_000)
         else:
+            # Free to send a taxi across the whole city, TD3's actions saturate at once; a fifth of it is far enough.
+            env = gym.wrappers.TransformAction(env, lambda action: 0.2 * action, env.action_space)
             noise = sb3.common.noise.NormalActionNoise(np.zeros(18), 0.3 * np.ones(18))
             model = sb3.TD3(
-                "MlpPolicy", env, gamma=0.5, learning_rate=1e-4, batch_size=256, learning_starts=1_200, seed=0, device="cpu",
+                "MlpPolicy", env, gamma=0.3, learning_rate=1e-3, batch_size=256, learning_starts=1_200, seed=0, device="cpu",
                 action_noise=noise, policy_kwargs={"net_arch": [64, 64]},
             )  # fmt: skip
-            model.learn(3_600)  # with larger steps its actions saturate at once, as TD3's do
-        observation, _ = env.reset(seed=0)
-        total, truncated = 0.0, False
-        while not truncated:
-            observation, reward, _, truncated, _ = env.step(model.predict(observation, deterministic=True)[0])
-            total += float(reward)
-    chance = random_return()
+            model.learn(3_600)
+    total = episode(env, lambda observation: model.predict(observation, deterministic=True)[0])
+    env.action_space.seed(0)
+    chance = sum(episode(env, lambda _: env.action_space.sample()) for _ in range(10)) / 10
     print(f"{algorithm}: {total:.2f}, random actions {chance:.2f}")
-    assert total > 0.75 * chance
+    assert total > 0.6 * chance
