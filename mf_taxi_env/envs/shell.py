@@ -206,9 +206,10 @@ def check_arguments(name: str, given: Mapping[str, Any], settings: type) -> None
     """Refuse arguments that an env does not have.
 
     Raises:
-        TypeError: Naming them, the env, and what it has.
+        TypeError: Naming the first of them, the env, and what it has.
     """
     allowed = settings.__annotations__
     unknown = sorted(set(given) - set(allowed))
     if unknown:
-        raise TypeError(f"{name} has no argument {', '.join(map(repr, unknown))}; it has {', '.join(allowed)}")
+        # In Python's own words, which some clients look for, to learn what an env takes by trying.
+        raise TypeError(f"{name} got an unexpected keyword argument {unknown[0]!r}; it has {', '.join(allowed)}")
