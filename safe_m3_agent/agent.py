@@ -174,7 +174,8 @@ class SafeM3UCRL:
         }
         facts = {
             "device": self.mdp.device.type,
-            "certificates": self._improvement.certificates,
+            "barrier_weight": self._improvement.weight,
+            "planned_at": self._improvement.planned_at,
             "history": self.history.records(),
         }
         checkpoint.save_checkpoint(target / checkpoint.CHECKPOINT_FILE, tensors, facts)
@@ -220,7 +221,8 @@ class SafeM3UCRL:
             agent._transitions = Transitions(**part("transitions."))
             agent._improvement.adversaries = tensors["adversaries"]
             agent._restore_generator(tensors["generator"].cpu(), facts["device"])
-            agent._improvement.certificates = int(facts["certificates"])
+            agent._improvement.weight = float(facts["barrier_weight"])
+            agent._improvement.planned_at = int(facts["planned_at"])
             agent.history = History.from_records(facts["history"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
@@ -233,7 +235,7 @@ class SafeM3UCRL:
     def _episode(self) -> Episode:
         start = time.perf_counter()
         learned = HallucinatedMDP(self.mdp, self.model, self.config.beta)
-        decision = self._improvement.improve(learned, self._policy, self._generator, informed=self._transitions.size > 0)
+        decision = self._improvement.improve(learned, self._policy, self._generator, transitions=self._transitions.size)
         self._policy = decision.policy
         with torch.no_grad():
             epistemic = learned.rollout(self._policy).uncertainty.mean()

@@ -13,17 +13,21 @@ from torch import Tensor
 class BarrierConfig:
     """Weight and width of the log-barrier (arXiv 2306.17052, Eq. 8a; the published experiments hold the weight at 1).
 
+    The weight follows the central path of an interior-point method (Boyd and Vandenberghe, *Convex Optimization*, Section
+    11.3). Certificates, not the clock, drive it: the path is followed only as far as the model supports it.
+
     Attributes:
-        initial: Weight ``lambda`` of the first plan, positive.
-        final: Smallest weight, positive; reached after ``certificates`` certified plans.
-        certificates: Certified plans over which the weight falls from ``initial`` to ``final``, geometrically. Certificates,
-            not the clock, drive it: the path is followed only as far as the model supports it.
+        initial: Weight ``lambda`` of the first plan, and the largest one, positive.
+        final: Smallest weight, positive.
+        fall: What the weight is multiplied by after a certified plan, in ``(0, 1)``.
+        rise: What it is multiplied by where none of an episode's plans was certified, at least 1.
         width: ``delta``, in the constraint's unit: below it the logarithm continues as a quadratic.
     """
 
     initial: float = 0.3
     final: float = 0.003
-    certificates: int = 15
+    fall: float = 0.8
+    rise: float = 1.3
     width: float = 0.01
 
     def __post_init__(self) -> None:
@@ -31,15 +35,14 @@ class BarrierConfig:
             raise ValueError(
                 f"barrier weights must satisfy 0 < final <= initial, got final={self.final}, initial={self.initial}"
             )
-        if self.certificates < 1:
-            raise ValueError(f"certificates must be at least 1, got {self.certificates}")
+        if not 0 < self.fall < 1 <= self.rise < math.inf:
+            raise ValueError(f"fall must lie in (0, 1) and rise be at least 1, got fall={self.fall}, rise={self.rise}")
         if not 0 < self.width < math.inf:
             raise ValueError(f"width must be a positive number, got {self.width}")
 
-    def weight(self, certified: int) -> float:
-        """The weight ``lambda`` after ``certified`` certified plans."""
-        progress = min(1.0, certified / self.certificates)
-        return float(self.initial * (self.final / self.initial) ** progress)
+    def after(self, weight: float, *, certified: bool) -> float:
+        """The weight that follows ``weight``, when plans made with it were certified or not."""
+        return max(self.final, weight * self.fall) if certified else min(self.initial, weight * self.rise)
 
 
 def relaxed_log_barrier(margin: Tensor, width: float) -> Tensor:

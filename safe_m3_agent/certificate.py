@@ -24,7 +24,7 @@ class CertificateConfig:
     Attributes:
         restarts: Searches run side by side, at least 2: from the nominal motion, from the last adversaries, from random ones.
         steps: Steps of each search; they bound the cost of a certificate.
-        attempts: Most certificates tried per episode, each on a policy nearer to the one in use.
+        attempts: Shorter steps tried where no plan of an episode was certified, each half of the one before.
     """
 
     restarts: int = 4

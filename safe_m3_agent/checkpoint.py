@@ -32,7 +32,7 @@ from mf_taxi_env.safety import (
 from safe_m3_agent.config import Config
 
 FORMAT = "safe-m3-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RUN_FILE, SCENARIO_FILE, CHECKPOINT_FILE = "run.json", "scenario.npz", "checkpoint.safetensors"
 
 #: Constraints that a run file can name; others have to be handed in at loading, with their world.

@@ -33,6 +33,10 @@ class Config:
             carry no mass, so the fleet stays as safe as it is); ``"policy"``: what the fleet does, as in the paper.
         exploration_candidates: Random actions that a freely exploring taxi chooses among, at least 1.
         adversaries: Worst cases kept from certificates and planned against, at least 0.
+        rounds: Plans per episode, each followed by its certificate and, where that is refused, by a plan against what refused
+            it; at least 1.
+        growth: Share by which the transitions have to grow before the agent plans again, at least 0: a model that has seen
+            little more than the last one plans little better (UCRL2 waits for counts to double; Jaksch et al. 2010, Figure 1).
         policy: Kind of policy.
         ensemble: Settings of the ensemble.
         bptt: Settings of MF-BPTT.
@@ -48,7 +52,9 @@ class Config:
     representative_agents: int = 1
     exploration: Exploration = "free"
     exploration_candidates: int = 16
-    adversaries: int = 2
+    adversaries: int = 3
+    rounds: int = 4
+    growth: float = 0.05
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     bptt: BPTTConfig = field(default_factory=BPTTConfig)
@@ -65,6 +71,8 @@ class Config:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise ValueError(f"beta must be a finite number >= 0, got {self.beta!r}")
-        for name, least in (("representative_agents", 1), ("exploration_candidates", 1), ("adversaries", 0)):
-            if getattr(self, name) < least:
+        for name, least in (
+            ("representative_agents", 1), ("exploration_candidates", 1), ("adversaries", 0), ("rounds", 1), ("growth", 0)
+        ):  # fmt: skip
+            if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")

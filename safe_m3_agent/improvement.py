@@ -15,22 +15,23 @@ from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.planners.bptt import BPTTPlanner
 from safe_m3_agent.policy import Policy
 
-#: Steps shorter than this share of the way to the planned policy are not worth a certificate.
-SHORTEST_STEP = 0.05
-
 
 class Decision(NamedTuple):
     """Which policy to execute, and why."""
 
     policy: Policy  #: to execute: a new one, or the one in use
-    taken: bool  #: whether a new policy was certified and is to be executed
-    objective: float  #: of the planner at its last epoch; NaN where nothing was planned
-    worst_margin: float  #: under the worst plausible motion found for the last candidate; NaN where none was looked for
-    weight: float  #: of the barrier
+    taken: bool = False  #: whether a new policy was certified and is to be executed
+    objective: float = math.nan  #: of the last plan at its last epoch; NaN where nothing was planned
+    worst_margin: float = math.nan  #: under the worst plausible motion found for the last candidate; NaN without one
+    weight: float = 0.0  #: of the barrier that was planned with
 
 
 class SafeImprovement:
     """Improves a policy without ever letting an uncertified one through.
+
+    An episode's improvement is a few rounds of planning and certifying. A refused candidate leaves the motion that refused it,
+    and the next plan is made against that one too (a cutting-plane method on the confidence set: Blankenship and Falk 1976);
+    a certified one lets the next plan go closer to the constraint.
 
     Args:
         config: Settings of the agent.
@@ -39,50 +40,78 @@ class SafeImprovement:
 
     def __init__(self, config: Config, adversaries: Tensor) -> None:
         self.config = config
-        #: The last adversaries that refused a candidate, [A, E]: planned against from then on.
+        #: The last adversaries that certificates found, [A, E]: planned against from then on.
         self.adversaries = adversaries
-        #: Certified plans so far; they, not the clock, lower the barrier's weight.
-        self.certificates = 0
+        #: Weight of the barrier.
+        self.weight = config.barrier.initial if config.constrained else 0.0
+        #: Transitions that the model had seen at the last plan.
+        self.planned_at = 0
         #: The last plan that was refused: a start for the next one, where it is nearer to a certificate than the policy in use.
         self.draft: Policy | None = None
         self._planner = BPTTPlanner(config.bptt, config.barrier.width)
         self._certifier = Certifier(config.certificate)
 
-    def improve(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator, *, informed: bool) -> Decision:
+    def improve(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator, *, transitions: int) -> Decision:
         """Plan in the learned world, and decide what to execute.
 
         Args:
             learned: The learned world.
             policy: The policy in use.
             generator: Source of randomness.
-            informed: Whether the model has seen any transition; without one there is nothing to plan with.
+            transitions: How many transitions the model has seen; without one there is nothing to plan with.
 
         Raises:
             FloatingPointError: If the planner's objective is not finite.
         """
-        config = self.config
-        weight = config.barrier.weight(self.certificates) if config.constrained else 0.0
-        if not informed and not learned.model.exact:
-            return Decision(policy, False, math.nan, math.nan, weight)
-        optimistic = config.optimistic and not learned.model.exact
-        start = self._start(learned, policy) if config.constrained else policy
-        plan = self._planner.plan(learned, start, weight=weight, adversaries=self.adversaries, optimistic=optimistic)
+        if not learned.model.exact:
+            if transitions == 0 or transitions < (1.0 + self.config.growth) * self.planned_at:
+                return Decision(policy, weight=self.weight)
+            self.planned_at = transitions
+        return self._constrained(learned, policy, generator) if self.config.constrained else self._unconstrained(learned, policy)
+
+    def _unconstrained(self, learned: HallucinatedMDP, policy: Policy) -> Decision:
+        """M3-UCRL: whatever the planner comes up with."""
+        objective = math.nan
+        for _ in range(self.config.rounds):
+            policy, objective = self._plan(learned, policy)
+        return Decision(policy, objective=objective)
+
+    def _constrained(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator) -> Decision:
+        best, best_return, taken, certified, weight = policy, _predicted_return(learned, policy), False, False, self.weight
+        objective, worst = math.nan, math.nan
+        if not learned.model.exact:
+            # The model has been refitted since: what is worst for the policy in use has changed, and is where to begin.
+            self._remember(self._certifier.certify(learned, policy, self.adversaries, generator))
+        candidate = self._start(learned, policy)
+        for _ in range(self.config.rounds):
+            candidate, objective = self._plan(learned, candidate)
+            certificate = self._certify(learned, candidate, generator)
+            worst = certificate.margin
+            if not certificate.certified:
+                continue
+            certified = True
+            # It lowers the barrier even where it is not executed: nothing better is to be had at this weight.
+            self.weight = self.config.barrier.after(self.weight, certified=True)
+            predicted = _predicted_return(learned, candidate)
+            if predicted >= best_return:
+                best, best_return, taken = candidate, predicted, True
+        self.draft = None if certified else candidate
+        if not certified:
+            self.weight = self.config.barrier.after(self.weight, certified=False)
+            shorter = self._part_of_the_way(learned, policy, candidate, generator)
+            if shorter is not None and _predicted_return(learned, shorter) >= best_return:
+                best, taken = shorter, True
+        return Decision(best, taken, objective, worst, weight)
+
+    def _plan(self, learned: HallucinatedMDP, start: Policy) -> tuple[Policy, float]:
+        optimistic = self.config.optimistic and not learned.model.exact
+        plan = self._planner.plan(learned, start, weight=self.weight, adversaries=self.adversaries, optimistic=optimistic)
         if not math.isfinite(plan.objective):
             raise FloatingPointError(
                 f"the planner's objective is {plan.objective}. The policy in use and all that was learned are intact; a "
                 "smaller bptt.learning_rate or a larger barrier.width may help"
             )
-        if not config.constrained:
-            return Decision(plan.policy, False, plan.objective, math.nan, weight)
-        candidate, certificate = self._certified_step(learned, policy, plan.policy, generator)
-        if candidate is None:
-            self.draft = plan.policy
-            return Decision(policy, False, plan.objective, certificate.margin, weight)
-        self.draft = None
-        # A certified step lowers the barrier even where it is not executed: nothing better is to be had at this weight.
-        self.certificates += 1
-        better = _predicted_return(learned, candidate) >= _predicted_return(learned, policy)
-        return Decision(candidate if better else policy, better, plan.objective, certificate.margin, weight)
+        return plan.policy, plan.objective
 
     def _start(self, learned: HallucinatedMDP, policy: Policy) -> Policy:
         """Where to plan from; a better model sees that a draft led astray by an early one is worse, and drops it."""
@@ -90,28 +119,29 @@ class SafeImprovement:
             return self.draft
         return policy
 
-    def _certified_step(
+    def _certify(self, learned: HallucinatedMDP, candidate: Policy, generator: torch.Generator) -> Certificate:
+        # Adversaries that are known already refuse a hopeless candidate at the price of one rollout.
+        known = self._known_worst(learned, candidate)
+        if not known >= 0:  # NaN is refused as well
+            return Certificate(known, self.adversaries.new_zeros(learned.model.members))
+        certificate = self._certifier.certify(learned, candidate, self.adversaries, generator)
+        if not certificate.certified:
+            self._remember(certificate)
+        return certificate
+
+    def _part_of_the_way(
         self, learned: HallucinatedMDP, start: Policy, goal: Policy, generator: torch.Generator
-    ) -> tuple[Policy | None, Certificate]:
-        """The largest certified step from ``start`` towards ``goal``: halved at each failure."""
-        certificate = Certificate(math.nan, self.adversaries.new_zeros(learned.model.members))
-        attempts, share = 0, 1.0
-        while attempts < self.config.certificate.attempts and share > SHORTEST_STEP:
-            candidate = _between(start, goal, share)
-            share /= 2
-            # Adversaries that are known already refuse a hopeless candidate at the price of one rollout.
-            known = self._known_worst(learned, candidate)
-            if not known >= 0:  # NaN is refused as well
-                if math.isnan(certificate.margin):
-                    certificate = certificate._replace(margin=known)
-                continue
-            attempts += 1
-            certificate = self._certifier.certify(learned, candidate, self.adversaries, generator)
-            if certificate.certified:
-                return candidate, certificate
-            if self.config.adversaries:
-                self.adversaries = torch.cat([self.adversaries, certificate.z.unsqueeze(0)])[-self.config.adversaries :]
-        return None, certificate
+    ) -> Policy | None:
+        """The largest certified step from ``start`` towards a refused ``goal``, found by halving; None where there is none."""
+        for attempt in range(1, self.config.certificate.attempts + 1):
+            candidate = _between(start, goal, 0.5**attempt)
+            if self._certify(learned, candidate, generator).certified:
+                return candidate
+        return None
+
+    def _remember(self, certificate: Certificate) -> None:
+        if self.config.adversaries:
+            self.adversaries = torch.cat([self.adversaries, certificate.z.unsqueeze(0)])[-self.config.adversaries :]
 
     @torch.no_grad()
     def _known_worst(self, learned: HallucinatedMDP, policy: Policy) -> float:

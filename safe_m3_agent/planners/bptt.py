@@ -27,7 +27,7 @@ class BPTTConfig:
         gradient_clip: Largest norm of a gradient.
     """
 
-    epochs: int = 40
+    epochs: int = 12
     learning_rate: float = 0.01
     gradient_clip: float = 1.0
 
