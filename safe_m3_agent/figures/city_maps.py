@@ -47,9 +47,7 @@ def fleets(curves: Sequence[tuple[str, Group]], title: str) -> Drawing:
         run = group.middle
         mu = run.executed.mu[-1]
         violations = int(run.executed.violations)
-        result = (
-            f"unsafe at {violations} of {world.horizon} steps" if violations else f"score {finite(run.history[-1].score, 2)}"
-        )
+        result = f"unsafe in {violations}/{world.horizon} steps" if violations else f"score {finite(run.history[-1].score, 2)}"
         told = (f"{label}, seed {run.seed}", f"entropy {_percent(entropy_fraction(mu))}, {result}")
         panels.append(("\n".join(line for text in told for line in textwrap.wrap(text, characters)), _numbers(mu)))
         names.append(f"{label}, seed {run.seed}")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mf_taxi_env import EntropyFloor, FreeMotion, TaxiMDP, Trajectory
+from mf_taxi_env import EntropyFloor, TaxiMDP, Trajectory
 from safe_m3_agent.agent import SafeM3UCRL
 from safe_m3_agent.checkpoint import CHECKPOINT_FILE, read_run_files, world_facts
 from safe_m3_agent.config import Config, ModelName
@@ -183,8 +183,3 @@ def with_floor(world: TaxiMDP, floor: float) -> TaxiMDP:
         device=world.device,
         dtype=world.dtype,
     )
-
-
-def is_free(world: TaxiMDP) -> bool:
-    """Whether taxis reach the point that they head for."""
-    return isinstance(world.motion, FreeMotion)
