@@ -7,7 +7,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mf_taxi_env import FreeMotion, TaxiMDP, score
 from safe_m3_agent import checkpoint
+from safe_m3_agent.callbacks import Callback, as_callback, training
 from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.history import Episode, History
@@ -28,7 +29,8 @@ from safe_m3_agent.policy import Policy, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
 
-Callback = Callable[["SafeM3UCRL", Episode], None]
+#: What :meth:`SafeM3UCRL.learn` calls: a callback, or a function of agent and episode that may return False to stop.
+AnyCallback = Callback | Callable[["SafeM3UCRL", Episode], object]
 
 
 class SafeM3UCRL:
@@ -124,12 +126,15 @@ class SafeM3UCRL:
                 fields[now] = self._policy.field(self.mdp.shift(mu[now], t), t)
         return fields.flatten(-2).cpu().numpy().astype(np.float32), None
 
-    def learn(self, episodes: int, callback: Callback | None = None, progress_bar: bool = False) -> History:
+    def learn(
+        self, episodes: int, callback: AnyCallback | Sequence[AnyCallback] | None = None, progress_bar: bool = False
+    ) -> History:
         """Run more episodes.
 
         Args:
             episodes: How many, at least 1.
-            callback: Called with the agent and the episode after each one.
+            callback: A :class:`~safe_m3_agent.callbacks.Callback`; or a function, called with the agent and the episode after
+                each one, that may return False to stop; or a list of both.
             progress_bar: Show reward, worst margin and score (tqdm).
 
         Returns:
@@ -137,17 +142,20 @@ class SafeM3UCRL:
         """
         if episodes < 1:
             raise ValueError(f"episodes must be at least 1, got {episodes}")
-        with _progress_bar(episodes, shown=progress_bar) as bar:
+        hooks = as_callback(callback)
+        with _progress_bar(episodes, shown=progress_bar) as bar, training(hooks, self):
             for _ in range(episodes):
+                hooks.on_episode_start(self)
                 episode = self._episode()
                 self.history.append(episode)
-                if callback is not None:
-                    callback(self, episode)
+                go_on = hooks.on_episode_end(self, episode) is not False
                 bar.set_postfix_str(
                     f"reward={episode.reward:.2f}, worst margin={episode.min_margin:.3f}, score={episode.score:.3f}",
                     refresh=False,
                 )
                 bar.update()
+                if not go_on:
+                    break
         return self.history
 
     def save(self, folder: str | os.PathLike[str]) -> Path:

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mf_taxi_env import CongestedMotion, FreeMotion, Scenario, TaxiMDP
@@ -53,10 +51,13 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
         OSError: If the file cannot be written; an older checkpoint is then intact.
     """
     metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "facts": json.dumps(facts)}
+    safetensors = _safetensors()
     try:
         with replacing(path) as temporary:
-            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    except SafetensorError as error:
+            safetensors.torch.save_file(
+                {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata
+            )
+    except safetensors.SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
 
 
@@ -69,16 +70,25 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Tensor]
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    safetensors = _safetensors()
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} is not a checkpoint of this library (no {FORMAT!r} header)")
             if metadata.get("version") != str(FORMAT_VERSION):
                 raise ValueError(f"{path} has format version {metadata.get('version')!r}; this library reads {FORMAT_VERSION}")
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["facts"])  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("Checkpoints need safetensors: pip install 'safe-m3-taxi[agent]'") from error
+    return safetensors
 
 
 def write_run_files(folder: Path, mdp: TaxiMDP, config: Config, seed: int) -> None:
@@ -131,7 +141,7 @@ def read_run_files(folder: Path, mdp: TaxiMDP | None, device: torch.device | str
             mdp = _rebuilt_world(world, Scenario.load(folder / SCENARIO_FILE), device)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a readable run file: {error!r}") from error
-    facts = _world_facts(mdp)
+    facts = world_facts(mdp)
     differ = [key for key in facts if facts[key] != world.get(key)]
     if differ:
         raise ValueError(f"{folder} was run in another world: {', '.join(differ)} differ")
@@ -144,7 +154,7 @@ def _run_facts(mdp: TaxiMDP, config: Config, seed: int) -> dict[str, Any]:
         "version": FORMAT_VERSION,
         "seed": seed,
         "config": dataclasses.asdict(config),
-        "world": _world_facts(mdp),
+        "world": world_facts(mdp),
     }
 
 
@@ -169,7 +179,8 @@ def from_dict(kind: type[D], values: dict[str, Any]) -> D:
     return kind(**built)
 
 
-def _world_facts(mdp: TaxiMDP) -> dict[str, Any]:
+def world_facts(mdp: TaxiMDP) -> dict[str, Any]:
+    """What a run file tells of a world: equal for equal worlds, unless a motion or constraint is the user's own."""
     motion: dict[str, Any] = {"name": "custom"}
     if type(mdp.motion) is FreeMotion:
         motion = {"name": "free"}

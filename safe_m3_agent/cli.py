@@ -1,4 +1,4 @@
-"""The console script ``safe-m3``: train, evaluate, and show a policy on a finite fleet. Needs the extra ``agent``."""
+"""The console script ``safe-m3``: train, evaluate, show a policy on a finite fleet, draw figures. Needs the extra ``agent``."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from mf_taxi_env import EntropyFloor, FleetRollout, FleetSimulator, Scenario, Ta
 from mf_taxi_env.atomic import replacing
 from mf_taxi_env.fleet import Resolution
 from mf_taxi_env.information import entropy_fraction, kl_divergence
+from safe_m3_agent.agent import SafeM3UCRL
+from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE
+from safe_m3_agent.config import Config
+from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE, RunFolder
 
 try:
     import tyro
 
     from mf_taxi_env.render import save_figure
-    from safe_m3_agent import figures
-    from safe_m3_agent.agent import SafeM3UCRL
-    from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE
-    from safe_m3_agent.config import Config
-    from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE, RunFolder
-except ImportError as missing:  # pragma: no cover - needs an environment without the extra
-    sys.exit(f"safe-m3: error: {missing}; install the agent's requirements: pip install 'safe-m3-taxi[agent]'")
-
-app = tyro.extras.SubcommandApp()
+    from safe_m3_agent import figures as pictures
+    from safe_m3_agent.figures.paper import FigureName, paper_figures
+except ImportError as error:
+    # A user who left out the extra gets a hint from main(), not a traceback from here.
+    _MISSING: ImportError | None = error
+else:
+    _MISSING = None
 
 
-@app.command
 def train(
     scenario: str = "shenzhen",
     cells: int | None = None,
@@ -88,19 +89,20 @@ def train(
         agent.check_folder(out)
         if (out / CHECKPOINT_FILE).exists():
             agent = SafeM3UCRL.load(out, mdp=world)
-            agent.history.to_csv(out / HISTORY_FILE)  # a kill may have come between checkpoint and table
             print(f"Going on after episode {len(agent.history)} of the run in {out}")
     bound = certified_bound(world)
     print(f"{data.name}, {data.cells} x {data.cells} cells, entropy of the fleet at least {floor:.0%} of its maximum")
     print(f"No policy earns more than {bound.upper:.3f} nats in {horizon} steps (KL {bound.kl:.4f} per step) and is safe\n")
     remaining = episodes - len(agent.history)
-    if remaining > 0:
-        with RunFolder(out) as run:
-            agent.learn(remaining, callback=run, progress_bar=True)
+    with RunFolder(out) as run:
+        if remaining > 0:
+            _learn(agent, remaining, run)
+        else:
+            run.on_training_start(agent)  # a kill may have come between the last checkpoint and the rest of the record
     history = agent.history
     folder = out / FIGURES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    save_figure(figures.learning_curve(history, world), folder / "learning_curve.png")
+    save_figure(pictures.learning_curve(history, world), folder / "learning_curve.png")
     last = history[-1]
     certified = [episode.episode for episode in history if episode.certified]
     summary = {
@@ -118,7 +120,7 @@ def train(
         temporary.write_text(json.dumps(finite, indent=2) + "\n")
     print(
         _table(
-            ("score", f"{figures.finite(last.score)} of the possible (0 = staying put, 1 = certified bound)"),
+            ("score", f"{pictures.finite(last.score)} of the possible (0 = staying put, 1 = certified bound)"),
             ("return", f"{last.reward:.3f} nats"),
             ("violations", f"in {history.violations} of {len(history)} executed episodes"),
             ("smallest margin", f"{summary['smallest_margin']:.4f} nats"),
@@ -130,7 +132,19 @@ def train(
     )
 
 
-@app.command
+def _learn(agent: SafeM3UCRL, episodes: int, run: RunFolder) -> None:
+    """Learn; where planning breaks down, say what is left of the run and how to go on."""
+    try:
+        agent.learn(episodes, callback=run, progress_bar=True)
+    except FloatingPointError as error:
+        done = len(agent.history)
+        raise FloatingPointError(
+            f"episode {done} failed: {error}. {run.folder} holds the run up to there (episodes: {done}) and its policy in use; "
+            f"'safe-m3 evaluate {run.folder}' shows it. --resume would fail at the same episode: start a run with other "
+            "settings, in another folder"
+        ) from error
+
+
 def evaluate(run: tyro.conf.Positional[Path], device: str = "cpu") -> None:
     """Execute a trained policy in the true mean field, step by step.
 
@@ -148,13 +162,12 @@ def evaluate(run: tyro.conf.Positional[Path], device: str = "cpu") -> None:
     for t in range(world.horizon):
         share = float(entropy_fraction(executed.mu[t + 1]))
         worst = float(executed.margins[t].min()) if world.constraints else math.nan
-        print(f"{t + 1:4d}  {float(kl[t]):12.4f}  {share:13.4f}  {figures.finite(worst, 4):>15}")
+        print(f"{t + 1:4d}  {float(kl[t]):12.4f}  {share:13.4f}  {pictures.finite(worst, 4):>15}")
     bound = certified_bound(world)
     print(f"mean  {float(kl.mean()):12.4f}  (certified bound {bound.kl:.4f})")
-    print(f"score {figures.finite(score(executed.mu[1:], world))}, {int(executed.violations)} violations")
+    print(f"score {pictures.finite(score(executed.mu[1:], world))}, {int(executed.violations)} violations")
 
 
-@app.command
 def fleet(
     run: tyro.conf.Positional[Path],
     taxis: int = 10_000,
@@ -183,11 +196,30 @@ def fleet(
     rollouts = [FleetSimulator(world, taxis, seed=seed + i, resolution=resolution).rollout(agent.policy) for i in range(runs)]
     picture = run / FIGURES_FOLDER / f"fleet_{taxis}.png"
     picture.parent.mkdir(exist_ok=True)
-    save_figure(figures.fleet_sheet(executed, rollouts[0], world), picture)
+    save_figure(pictures.fleet_sheet(executed, rollouts[0], world), picture)
     print(f"{taxis:,} taxis, {runs} episodes, resolution {resolution!r}")
-    print(f"score of the policy in the mean field: {figures.finite(score(executed.mu[1:], world))} of the possible\n")
+    print(f"score of the policy in the mean field: {pictures.finite(score(executed.mu[1:], world))} of the possible\n")
     print(_fleet_table(rollouts, executed.mu, world, taxis))
     print(f"\npicture  {picture}")
+
+
+def figures(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path,
+    only: tuple[FigureName, ...] = (),
+    judge_floor: float = 0.85,
+    format: tuple[Literal["png", "pdf", "svg"], ...] = ("png",),  # noqa: A002 - the flag's name
+) -> None:
+    """Draw the paper's figures from runs, and name the runs that are missing for the others.
+
+    Args:
+        runs: Folders of runs, in any order; runs that differ in nothing but their seed are drawn together.
+        out: Folder of the figures, and of the numbers drawn, as CSV.
+        only: Draw these figures only, such as `--only 3a 5b`.
+        judge_floor: Entropy floor that figure 5a judges policies at, a share of log K.
+        format: Formats of the figures.
+    """
+    print(paper_figures(runs, out, only=only, judge_floor=judge_floor, formats=format))
 
 
 def _fleet_table(rollouts: Sequence[FleetRollout], mean_field: Tensor, world: TaxiMDP, taxis: int) -> str:
@@ -231,6 +263,11 @@ def _table(*rows: tuple[str, str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``safe-m3``."""
+    if _MISSING is not None:
+        sys.exit(f"safe-m3: error: {_MISSING}; install the agent's requirements: pip install 'safe-m3-taxi[agent]'")
+    app = tyro.extras.SubcommandApp()
+    for command in (train, evaluate, fleet, figures):
+        app.command(command)
     try:
         app.cli(
             prog="safe-m3",

@@ -106,6 +106,24 @@ class History(Sequence[Episode]):
             temporary.write_text(text.getvalue())
 
     @classmethod
+    def from_csv(cls, path: str | os.PathLike[str]) -> History:
+        """The inverse of :meth:`to_csv`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not a table of episodes.
+        """
+        with Path(path).open(newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [f.name for f in fields(Episode) if f.name not in (reader.fieldnames or [])]
+            if missing:
+                raise ValueError(f"{path} is not a table of episodes: it lacks the columns {missing}")
+            try:
+                return cls([Episode(**{f.name: _parsed(f.type, row[f.name]) for f in fields(Episode)}) for row in reader])
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{path} is not a table of episodes: {error}") from error
+
+    @classmethod
     def from_records(cls, records: Sequence[dict[str, Any]]) -> History:
         """The inverse of :meth:`records`."""
         return cls([Episode(**record) for record in records])
@@ -113,3 +131,10 @@ class History(Sequence[Episode]):
     def records(self) -> list[dict[str, Any]]:
         """One dictionary per episode."""
         return [asdict(episode) for episode in self._episodes]
+
+
+def _parsed(kind: Any, text: str) -> Any:
+    """A column's value; types are names here, as annotations are not evaluated."""
+    if kind == "bool":
+        return {"True": True, "False": False}[text]
+    return int(text) if kind == "int" else float(text)

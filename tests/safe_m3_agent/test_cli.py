@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ pytest.importorskip("matplotlib")
 from safe_m3_agent import SafeM3UCRL
 from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE, SCENARIO_FILE
 from safe_m3_agent.cli import main
+from safe_m3_agent.planners.bptt import BPTTPlanner, Plan
 from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE
 
 SMALL = [
@@ -205,6 +208,48 @@ def test_options_out_of_range_are_explained(tmp_path: Path, capsys: pytest.Captu
     shown = capsys.readouterr()
     text = " ".join((shown.err + shown.out).replace("│", " ").split())
     assert "members must be at least 2, got 1" in text and "Traceback" not in text
+
+
+def test_a_planner_that_breaks_down_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line: which episode, what the folder still holds, why --resume will not help; the run can be evaluated."""
+    plan = BPTTPlanner.plan
+
+    def broken(self: BPTTPlanner, *arguments: Any, **options: Any) -> Plan:
+        return plan(self, *arguments, **options)._replace(objective=math.nan)
+
+    monkeypatch.setattr(BPTTPlanner, "plan", broken)
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as caught:
+        train(out, episodes=3)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("safe-m3: error: episode 1 failed: the planner's objective is nan")
+    assert f"{out} holds the run up to there (episodes: 1)" in error and "--resume would fail" in error
+    assert len(SafeM3UCRL.load(out).history) == 1
+    main(["evaluate", str(out)])
+    assert "0 violations" in capsys.readouterr().out
+
+
+def test_importing_without_the_extra_is_harmless() -> None:
+    """Without tyro, matplotlib and the rest the module imports; main() says what to install, in one line."""
+    blocked = ("tyro", "matplotlib", "safetensors", "tensorboard", "tqdm", "cvxpy", "wandb")
+    program = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked)", name=name)
+sys.meta_path.insert(0, Blocker())
+import safe_m3_agent.cli
+print("imported")
+safe_m3_agent.cli.main(["--help"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "imported\n" and done.returncode == 1
+    assert done.stderr.startswith("safe-m3: error: ") and "safe-m3-taxi[agent]" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_device_that_is_not_there_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

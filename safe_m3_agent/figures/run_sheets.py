@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +10,11 @@ from numpy.typing import NDArray
 from mf_taxi_env import FleetRollout, TaxiMDP, Trajectory
 from mf_taxi_env.bound import certified_bound
 from mf_taxi_env.render import maps_sheet
+from safe_m3_agent.figures.style import BLUE, GREEN, GREY, ORANGE, RED, clean
 from safe_m3_agent.history import History
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# Okabe and Ito's palette: distinguishable with every kind of colour vision.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 
 
 def learning_curve(history: History, mdp: TaxiMDP) -> Figure:
@@ -69,9 +66,7 @@ def learning_curve(history: History, mdp: TaxiMDP) -> Figure:
     bottom.set_xlabel("episode")
     bottom.legend(loc="upper right", frameon=False, fontsize=9)
     for axes in (top, bottom):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0.01)
+        clean(axes)
     return figure
 
 
@@ -92,8 +87,3 @@ def fleet_sheet(executed: Trajectory, rollout: FleetRollout, mdp: TaxiMDP) -> Fi
         points=(f"{m:,} taxis, step {mdp.horizon}", rollout.positions.double().cpu().numpy()),
         title=f"{mdp.scenario.name}: where passengers are, and where the policy takes the fleet",
     )
-
-
-def finite(value: float, digits: int = 3) -> str:
-    """A number for a person: ``-`` where there is none."""
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
