@@ -142,10 +142,20 @@ def episode_score(episode: Trajectory, mdp: MeanFieldMDP) -> float:
     """
     if isinstance(mdp, TaxiMDP):
         return score(episode.mu[1:], mdp)
-    if not isinstance(mdp, SwarmMDP) or mdp.constraints or not mdp.density_term:
+    best = possible_return(mdp)
+    if math.isnan(best) or not isinstance(mdp, ParticleMDP):
         return math.nan
-    stay, best = stay_return(mdp), analytic_return(mdp)
+    stay = stay_return(mdp)
     return math.nan if best <= stay else (float(episode.returns) - stay) / (best - stay)
+
+
+def possible_return(mdp: MeanFieldMDP) -> float:
+    """The return that scores 1: the certified bound of a city, the analytic control's of an unconstrained swarm; else NaN."""
+    if isinstance(mdp, TaxiMDP):
+        return certified_bound(mdp).reward
+    if isinstance(mdp, SwarmMDP) and mdp.density_term and not mdp.constraints:
+        return analytic_return(mdp)
+    return math.nan
 
 
 @torch.no_grad()
@@ -156,7 +166,7 @@ def stay_return(mdp: ParticleMDP) -> float:
 
 @torch.no_grad()
 def analytic_return(mdp: SwarmMDP) -> float:
-    """The return of the ergodic solution's control :meth:`~mf_taxi_env.SwarmMDP.optimal_actions`, from the initial distribution.
+    """The return of the ergodic solution's control, :meth:`~mf_taxi_env.SwarmMDP.optimal_actions`, from the world's start.
 
     At 100 cells, 100 steps of 0.01 and with the density term: 194.09 (arXiv 2107.04050).
     """

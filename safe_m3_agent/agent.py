@@ -40,7 +40,8 @@ class SafeM3UCRL:
     refit the model. The first policy in use is to stay put, which must be safe.
 
     Args:
-        mdp: The true world: a :class:`~mf_taxi_env.TaxiMDP`, a :class:`~mf_taxi_env.SwarmMDP` or another. Its motion is used for execution only; planning sees a copy that has none.
+        mdp: The true world: a :class:`~mf_taxi_env.TaxiMDP`, a :class:`~mf_taxi_env.SwarmMDP` or another. Its motion is used
+            for execution only; planning sees a copy that has none.
         config: Settings.
         seed: Seed of everything random here; the same seed gives the same history, bit for bit, on one machine.
         device: Must be the device of ``mdp``.

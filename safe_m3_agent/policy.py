@@ -81,8 +81,9 @@ class FieldPolicy(Policy):
 class NetworkPolicy(Policy):
     """A network of position and distribution, plus a learnable field that lets neighbouring cells differ.
 
-    The first layer is split, ``W_s s + W_mu (K mu)`` (on a ring with the sine and cosine of ``s``), so that the distribution's part is computed once for a whole fleet
-    instead of being repeated per taxi. The last layer starts at zero: a new policy stays put.
+    The first layer is split, ``W_s s + W_mu (K mu)``, so that the distribution's part is computed once for a whole fleet
+    instead of being repeated per taxi. On a ring ``s`` is its sine and cosine. The last layer starts at zero: a new policy
+    stays put.
 
     Args:
         mdp: The world; it gives grid, dtype and device.

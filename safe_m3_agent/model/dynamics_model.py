@@ -28,8 +28,8 @@ class Belief(NamedTuple):
         """What ``E`` motions believe together: their mean, and their spread as what is not known.
 
         Args:
-            destinations: Of every motion, ``[E, m, d]``, ``E`` at least 2; in ``[0, 1]``, or on a ring not wrapped, so that they
-                are as near to each other as they are on the ring.
+            destinations: Of every motion, ``[E, m, d]``, ``E`` at least 2; in ``[0, 1]``, or on a ring not wrapped, so that
+                they are as near to each other as they are there.
             aleatoric: ``[m, d]`` or what broadcasts to it.
             shape: ``(..., n, d)`` with ``m`` rows in all: that of the belief.
             space: What the destinations are points of.

@@ -34,6 +34,8 @@ class EnsembleConfig:
         learning_rate: Of Adam.
         validation: Share of the transitions that each member holds out for early stopping, in ``[0, 1)``.
         linear_scale: Prior standard deviation of the linear path's coefficients, in units of the world's ``reach``.
+        density_scale: Prior standard deviation of the linear path's coefficient of the local density, in the same units. Where
+            the fleet has never been spread unevenly no data speak of it, and it is all that is known.
         residual_scale: Prior standard deviation of the hidden units' coefficients: small, for motion is nearly linear in the
             action.
         learn_noise: Learn a variance head instead of using the world's known noise.
@@ -47,6 +49,7 @@ class EnsembleConfig:
     learning_rate: float = 3e-3
     validation: float = 0.1
     linear_scale: float = 1.0
+    density_scale: float = 1.0
     residual_scale: float = 0.03
     learn_noise: bool = False
 
@@ -59,8 +62,9 @@ class EnsembleConfig:
             raise ValueError(f"validation must lie in [0, 1), got {self.validation}")
         if self.rounds < 0 or self.steps < 0 or self.batch_size < 1:
             raise ValueError("rounds and steps must be at least 0 and batch_size at least 1")
-        if not all(0 < x < math.inf for x in (self.learning_rate, self.linear_scale, self.residual_scale)):
-            raise ValueError("learning_rate, linear_scale and residual_scale must be positive and finite")
+        for name in ("learning_rate", "linear_scale", "density_scale", "residual_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
 
 
 class ProbabilisticEnsemble(DynamicsModel):
@@ -123,6 +127,7 @@ class ProbabilisticEnsemble(DynamicsModel):
             "log_std_bias": torch.full((members, 1, d), math.log(noise_std), dtype=dtype, device=device),
         }
         linear = torch.full((inputs + 1,), config.linear_scale, dtype=dtype, device=device)
+        linear[inputs - 1] = config.density_scale  # the density is the last input
         residual = torch.full((second,), config.residual_scale, dtype=dtype, device=device)
         self._prior_std = torch.cat([linear, residual])
         # Each member is pulled to its own draw from the prior: where there is no data, members disagree as the prior does.
@@ -157,7 +162,7 @@ class ProbabilisticEnsemble(DynamicsModel):
         return self._clipped(self._unclipped(positions, inputs, hidden, p))
 
     def _clipped(self, destinations: Tensor) -> Tensor:
-        """Destinations within the edges, where there are any; on a ring they are not wrapped yet, for means of them are taken."""
+        """Destinations within the edges, where there are any; on a ring they are not wrapped, for means of them are taken."""
         return destinations if self.space.periodic else self.space.admissible(destinations)
 
     def _std(self, hidden: Tensor, p: dict[str, Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Likelihood(Protocol):
-    """Likelihood of where a particle lands, per axis; the modules ``truncated_likelihood`` and ``wrapped_likelihood`` are two."""
+    """Likelihood of a landing, per axis: the modules ``truncated_likelihood`` and ``wrapped_likelihood`` are two."""
 
     def negative_log_likelihood(self, landing: Tensor, destination: Tensor, std: Tensor) -> Tensor:
         """``-log p(landing | destination)`` up to a constant, with noise of standard deviation ``std``; shapes broadcast."""
