@@ -162,7 +162,7 @@ class FleetSimulator:
         mu = served if mu is None else mu
         start = self._acting_positions()
         destinations = self.mdp.motion(start, mu, actions.to(start.dtype))
-        self._travelled_km = (self.mdp.space.displacement(start, destinations) * self._km).norm(dim=-1).mean()
+        self._travelled_km = ((destinations - start) * self._km).norm(dim=-1).mean()
         self.positions = self.mdp.noise.sample(destinations, self._generator)
         self._served = False
         self.t += 1

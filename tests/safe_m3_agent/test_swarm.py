@@ -119,6 +119,15 @@ def test_the_ensemble_learns_motion_across_the_seam() -> None:
     assert float(belief.epistemic.mean()) < 0.15 * world.reach
 
 
+def test_the_head_is_solved_in_units_of_the_reach() -> None:
+    """Without a step of Adam, the exact head alone knows the drift to a tenth of a step."""
+    world = swarm()
+    ensemble = taught(world, 4000, rounds=0, steps=0)
+    data, goals = drifts(world, 1000, seed=1)
+    error = world.space.displacement(ensemble.predict(data.positions, world.initial(), data.actions).mean, goals)
+    assert float(error.abs().mean()) < 0.1 * world.reach
+
+
 def test_beliefs_are_equal_at_both_ends() -> None:
     """0 and 1 are one point: the same action leads from both to the same destination, with the same doubt."""
     world = swarm()
@@ -202,12 +211,15 @@ def test_hallucinated_moves_go_round_the_ring() -> None:
 
 @torch.no_grad()
 def test_representatives_report_the_swarms_moves() -> None:
-    """Landings lie about true destinations, the shorter way round; positions go on from where the last step ended."""
+    """Landings lie about true destinations, the shorter way round; positions go on from where the last step ended.
+
+    A model that names a point one turn on is right: it is the same point.
+    """
     world = swarm()
     policy = make_policy(PolicyConfig(), world, torch.Generator())
     executed = world.rollout(policy)
     config = Config(representative_agents=200)
-    known, wrong = KnownModel(world.motion, 0.1), KnownModel(TorusMotion(70.0, 0.01), 0.1)
+    known, wrong = KnownModel(lambda *move: world.motion(*move) + 1.0, 0.1), KnownModel(TorusMotion(70.0, 0.01), 0.1)
     seen, covered = observe(executed, world, known, Drift(), config, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     assert seen.size == 4000 and covered == 1.0
     error = world.space.displacement(world.motion(seen.positions, world.initial(), seen.actions), seen.next_positions)
