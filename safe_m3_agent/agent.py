@@ -16,7 +16,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mf_taxi_env import FreeMotion, TaxiMDP, score
+from mf_taxi_env import FreeMotion, ParticleMDP, Trajectory
+from mf_taxi_env.bound import episode_score
 from safe_m3_agent import checkpoint
 from safe_m3_agent.callbacks import Callback, as_callback, training
 from safe_m3_agent.config import Config
@@ -41,7 +42,8 @@ class SafeM3UCRL:
     refit the model. The first policy in use is to stay put, which must be safe.
 
     Args:
-        mdp: The true world. Its motion is used for execution only; planning sees a copy that has none.
+        mdp: The true world: a :class:`~mf_taxi_env.TaxiMDP`, a :class:`~mf_taxi_env.SwarmMDP` or another. Its motion is used
+            for execution only; planning sees a copy that has none.
         config: Settings.
         seed: Seed of everything random here; the same seed gives the same history, bit for bit, on one machine.
         device: Must be the device of ``mdp``.
@@ -59,10 +61,10 @@ class SafeM3UCRL:
     """
 
     def __init__(
-        self, mdp: TaxiMDP, config: Config | None = None, *, seed: int = 0, device: torch.device | str | None = None
+        self, mdp: ParticleMDP, config: Config | None = None, *, seed: int = 0, device: torch.device | str | None = None
     ) -> None:
         if device is not None and torch.device(device) != mdp.device:
-            raise ValueError(f"device must be the world's, {mdp.device}, got {device!r}; build the TaxiMDP on it")
+            raise ValueError(f"device must be the world's, {mdp.device}, got {device!r}; build the world on it")
         self.config = config = config or Config()
         self.mdp = mdp
         self.seed = seed
@@ -90,7 +92,7 @@ class SafeM3UCRL:
         episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[NDArray[np.float32], None]:
-        """Action for ``MFTaxi-v0`` with ``parameterization="cells"``, in the manner of Stable-Baselines3.
+        """Action for the world's env with ``parameterization="cells"``, in the manner of Stable-Baselines3.
 
         Args:
             observation: Distributions ``[..., K]`` as masses or densities, or ``[..., K + 1]`` with the time ``t / T`` appended
@@ -100,7 +102,7 @@ class SafeM3UCRL:
             deterministic: The policy is deterministic either way.
 
         Returns:
-            Actions ``[..., 2 K]`` in ``[-1, 1]``, and ``None``.
+            Actions ``[..., d K]`` in ``[-1, 1]``, and ``None``.
 
         Raises:
             ValueError: If the observation has another length, or lacks the time that the policy needs.
@@ -198,13 +200,13 @@ class SafeM3UCRL:
 
     @classmethod
     def load(
-        cls, folder: str | os.PathLike[str], *, mdp: TaxiMDP | None = None, device: torch.device | str = "cpu"
+        cls, folder: str | os.PathLike[str], *, mdp: ParticleMDP | None = None, device: torch.device | str = "cpu"
     ) -> SafeM3UCRL:
         """The agent that was saved; ``learn`` goes on as if it had never stopped, bit for bit on a device of the same type.
 
         Args:
             folder: Where it was saved.
-            mdp: Its world, needed only where that has a motion or constraint of the user's own.
+            mdp: Its world, needed only where that is, or has a motion or constraint, of the user's own.
             device: Device of a world that is rebuilt from the files.
 
         Raises:
@@ -255,7 +257,7 @@ class SafeM3UCRL:
             reward=float(executed.returns),
             min_margin=float(executed.worst_margin),
             violations=int(executed.violations),
-            score=self._score(executed.mu[1:]),
+            score=self._score(executed),
             certified=decision.taken,
             worst_margin=decision.worst_margin,
             epistemic=float(epistemic),
@@ -264,9 +266,9 @@ class SafeM3UCRL:
             seconds=time.perf_counter() - start,
         )
 
-    def _score(self, distributions: Tensor) -> float:
+    def _score(self, executed: Trajectory) -> float:
         try:
-            return score(distributions, self.mdp)
+            return episode_score(executed, self.mdp)
         except TypeError:  # a constraint of the user's own that is not convex: nothing is certified to be possible
             return math.nan
 
@@ -292,7 +294,14 @@ class SafeM3UCRL:
         if self.config.model == "known":
             return KnownModel(self.mdp.motion, noise_std)
         return ProbabilisticEnsemble(
-            self.config.ensemble, self.mdp.grid, noise_std, self._generator, dtype=self.mdp.dtype, device=self.mdp.device
+            self.config.ensemble,
+            self.mdp.grid,
+            noise_std,
+            self._generator,
+            space=self.mdp.space,
+            reach=self.mdp.reach,
+            dtype=self.mdp.dtype,
+            device=self.mdp.device,
         )
 
 

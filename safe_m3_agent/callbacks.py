@@ -12,17 +12,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from mf_taxi_env import TaxiMDP
+from mf_taxi_env import ParticleMDP
 from safe_m3_agent.config import Config
 from safe_m3_agent.history import Episode, History
 from safe_m3_agent.policy import Policy
+from safe_m3_agent.worlds import world_facts
 
 
 class Learner(Protocol):
     """What a callback sees of the agent that learns."""
 
     config: Config
-    mdp: TaxiMDP
+    mdp: ParticleMDP
     seed: int
     history: History
 
@@ -226,8 +227,7 @@ class WandbCallback(Callback):
         self._run: Any = None
 
     def on_training_start(self, agent: Learner) -> None:
-        world = {"scenario": agent.mdp.scenario.name, "cells": agent.mdp.grid.cells, "horizon": agent.mdp.horizon}
-        config = {**dataclasses.asdict(agent.config), "seed": agent.seed, "world": {**world, "mdp": repr(agent.mdp)}}
+        config = {**dataclasses.asdict(agent.config), "seed": agent.seed, "world": world_facts(agent.mdp)}
         self._run = self._wandb.init(config=config, **self._options)
 
     def on_episode_end(self, agent: Learner, episode: Episode) -> None:

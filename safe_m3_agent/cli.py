@@ -12,14 +12,16 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from mf_taxi_env import EntropyFloor, FleetRollout, FleetSimulator, Scenario, TaxiMDP, certified_bound, load_scenario, score
+from mf_taxi_env import FleetRollout, FleetSimulator, ParticleMDP, TaxiMDP, certified_bound
 from mf_taxi_env.atomic import replacing
+from mf_taxi_env.bound import episode_score, possible_return
 from mf_taxi_env.fleet import Resolution
 from mf_taxi_env.information import entropy_fraction, kl_divergence
 from safe_m3_agent.agent import SafeM3UCRL
 from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE
 from safe_m3_agent.config import Config
 from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE, RunFolder
+from safe_m3_agent.world_options import WorldOptions, headline
 
 try:
     import tyro
@@ -35,15 +37,10 @@ else:
 
 
 def train(
-    scenario: str = "shenzhen",
-    cells: int | None = None,
+    world: Annotated[WorldOptions, tyro.conf.arg(name="")] = WorldOptions(),  # noqa: B008 - frozen
     episodes: int = 60,
     out: Path = Path("runs/safe-m3"),
     seed: int = 0,
-    horizon: int = 12,
-    noise_std: float = 0.0175,
-    motion: Literal["free", "congested"] = "free",
-    entropy_floor: float | None = None,
     device: str = "cpu",
     resume: bool = False,
     config: Annotated[Config, tyro.conf.arg(name="")] = Config(),  # noqa: B008 - frozen
@@ -51,15 +48,10 @@ def train(
     """Learn a policy safely, and record the run in a folder.
 
     Args:
-        scenario: Name of a built-in scenario, or path of a .npz scenario made by `mf-taxi build`.
-        cells: Cells per axis, k; default the file's own, or 25 for a built-in scenario.
+        world: The world.
         episodes: Episodes of the whole run.
         out: Folder of the run.
         seed: Seed of everything random.
-        horizon: Steps per episode, a quarter of an hour each.
-        noise_std: Standard deviation of the noise, in sides of the unit square.
-        motion: The true motion, which the agent does not see.
-        entropy_floor: Safety constraint, a share of log K; default the scenario's.
         device: torch device.
         resume: Go on with the run in `out` where there is one.
         config: Settings of the agent.
@@ -67,32 +59,16 @@ def train(
     if episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {episodes}")
     _check_device(device)
-    # A file keeps its own grid unless another one is asked for.
-    data = (
-        Scenario.load(scenario) if scenario.endswith(".npz") else load_scenario(scenario, cells=25 if cells is None else cells)
-    )
-    data = data if cells is None else data.resample(cells)
-    floor = data.entropy_floor if entropy_floor is None else entropy_floor
-    world = TaxiMDP(
-        data,
-        horizon=horizon,
-        noise_std=noise_std,
-        motion=motion,
-        constraints=[EntropyFloor(floor)],
-        reward_timing="next",
-        device=device,
-    )
-    agent = SafeM3UCRL(world, config, seed=seed)
+    mdp = world.build(device)
+    agent = SafeM3UCRL(mdp, config, seed=seed)
     if (out / RUN_FILE).exists():
         if not resume:
             raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another folder with --out")
         agent.check_folder(out)
         if (out / CHECKPOINT_FILE).exists():
-            agent = SafeM3UCRL.load(out, mdp=world)
+            agent = SafeM3UCRL.load(out, mdp=mdp)
             print(f"Going on after episode {len(agent.history)} of the run in {out}")
-    bound = certified_bound(world)
-    print(f"{data.name}, {data.cells} x {data.cells} cells, entropy of the fleet at least {floor:.0%} of its maximum")
-    print(f"No policy earns more than {bound.upper:.3f} nats in {horizon} steps (KL {bound.kl:.4f} per step) and is safe\n")
+    print(headline(mdp), end="\n\n")
     remaining = episodes - len(agent.history)
     with RunFolder(out) as run:
         if remaining > 0:
@@ -102,13 +78,13 @@ def train(
     history = agent.history
     folder = out / FIGURES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    save_figure(pictures.learning_curve(history, world), folder / "learning_curve.png")
+    save_figure(pictures.learning_curve(history, mdp), folder / "learning_curve.png")
     last = history[-1]
     certified = [episode.episode for episode in history if episode.certified]
     summary = {
         "score": last.score,
         "return": last.reward,
-        "bound": bound.reward,
+        "bound": possible_return(mdp),
         "episodes": len(history),
         "episodes_with_violation": history.violations,
         "smallest_margin": min(history.column("min_margin")),
@@ -120,10 +96,10 @@ def train(
         temporary.write_text(json.dumps(finite, indent=2) + "\n")
     print(
         _table(
-            ("score", f"{pictures.finite(last.score)} of the possible (0 = staying put, 1 = certified bound)"),
-            ("return", f"{last.reward:.3f} nats"),
+            ("score", f"{pictures.finite(last.score)} of the possible (0 = staying put, 1 = {_one(mdp)})"),
+            ("return", f"{last.reward:.3f}{' nats' if isinstance(mdp, TaxiMDP) else ''}"),
             ("violations", f"in {history.violations} of {len(history)} executed episodes"),
-            ("smallest margin", f"{summary['smallest_margin']:.4f} nats"),
+            ("smallest margin", f"{summary['smallest_margin']:.4f} nats" if mdp.constraints else "nothing to keep"),
             ("first certificate", f"episode {certified[0]}" if certified else "none yet"),
             ("time", f"{summary['seconds']:.0f} s"),
             ("run", f"{out} ({HISTORY_FILE}, {CHECKPOINT_FILE}, {EVENTS_FOLDER}/ for TensorBoard)"),
@@ -157,15 +133,17 @@ def evaluate(run: tyro.conf.Positional[Path], device: str = "cpu") -> None:
     world = agent.mdp
     with torch.no_grad():
         executed = world.rollout(agent.policy)
-    kl = kl_divergence(torch.stack([world.demand(t) for t in range(world.horizon)]), executed.mu[1:])
-    print("step  KL to demand  entropy / max  smallest margin")
+    targets = [target for t in range(world.horizon) if (target := world.target(t)) is not None]
+    kl = kl_divergence(torch.stack(targets), executed.mu[1:]) if targets else torch.full((world.horizon,), math.nan)
+    print("step  KL to target  entropy / max  smallest margin")
     for t in range(world.horizon):
         share = float(entropy_fraction(executed.mu[t + 1]))
         worst = float(executed.margins[t].min()) if world.constraints else math.nan
         print(f"{t + 1:4d}  {float(kl[t]):12.4f}  {share:13.4f}  {pictures.finite(worst, 4):>15}")
-    bound = certified_bound(world)
-    print(f"mean  {float(kl.mean()):12.4f}  (certified bound {bound.kl:.4f})")
-    print(f"score {pictures.finite(score(executed.mu[1:], world))}, {int(executed.violations)} violations")
+    bound = f"  (certified bound {certified_bound(world).kl:.4f})" if isinstance(world, TaxiMDP) else ""
+    print(f"mean  {float(kl.mean()):12.4f}{bound}")
+    print(f"score {pictures.finite(episode_score(executed, world))}, {int(executed.violations)} violations")
+    print(f"return {float(executed.returns):.3f}")
 
 
 def fleet(
@@ -191,6 +169,8 @@ def fleet(
     _check_device(device)
     agent = SafeM3UCRL.load(run, device=device)
     world = agent.mdp
+    if not isinstance(world, TaxiMDP):
+        raise ValueError(f"run must be of taxis in a city, got one of {type(world).__name__}: see safe-m3 evaluate {run}")
     with torch.no_grad():
         executed = world.rollout(agent.policy)
     rollouts = [FleetSimulator(world, taxis, seed=seed + i, resolution=resolution).rollout(agent.policy) for i in range(runs)]
@@ -198,7 +178,7 @@ def fleet(
     picture.parent.mkdir(exist_ok=True)
     save_figure(pictures.fleet_sheet(executed, rollouts[0], world), picture)
     print(f"{taxis:,} taxis, {runs} episodes, resolution {resolution!r}")
-    print(f"score of the policy in the mean field: {pictures.finite(score(executed.mu[1:], world))} of the possible\n")
+    print(f"score of the policy in the mean field: {pictures.finite(episode_score(executed, world))} of the possible\n")
     print(_fleet_table(rollouts, executed.mu, world, taxis))
     print(f"\npicture  {picture}")
 
@@ -247,6 +227,11 @@ def _fleet_table(rollouts: Sequence[FleetRollout], mean_field: Tensor, world: Ta
         ("occupied", f"{float(occupied.mean()):.1%} of the taxis per step"),
         ("repositioning", f"{float(travelled):.2f} km per taxi and step"),
     )
+
+
+def _one(world: ParticleMDP) -> str:
+    """What scores 1."""
+    return "certified bound" if isinstance(world, TaxiMDP) else "analytic control, where nothing has to be kept"
 
 
 def _check_device(name: str) -> None:

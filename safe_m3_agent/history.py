@@ -23,8 +23,8 @@ class Episode:
         reward: Return in the true world, the sum of the world's rewards.
         min_margin: Smallest margin in the true world, over steps and constraints.
         violations: Steps of the episode at which a constraint was violated in the true world.
-        score: Share of the possible that was reached, see :func:`mf_taxi_env.score`; NaN after a violation, or where no bound
-            is known.
+        score: Share of the possible that was reached, see :func:`mf_taxi_env.bound.episode_score`; NaN after a violation, or
+            where it is not known what is possible.
         certified: Whether a new policy was certified and taken into use in this episode.
         worst_margin: Smallest margin that the certificate's adversary found for the policy considered; NaN where there was
             none.

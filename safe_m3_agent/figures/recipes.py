@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from mf_taxi_env import CongestedMotion, FreeMotion, Scenario, load_scenario
-from safe_m3_agent.checkpoint import SCENARIO_FILE
 from safe_m3_agent.config import Config
 from safe_m3_agent.figures.recorded import Group, RecordedRun
+from safe_m3_agent.worlds import SCENARIO_FILE
 
 
 def train_command(group: Group, entropy_floor: float | None = None, **changes: Any) -> str:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from mf_taxi_env import EntropyFloor, TaxiMDP, Trajectory
 from safe_m3_agent.agent import SafeM3UCRL
-from safe_m3_agent.checkpoint import CHECKPOINT_FILE, read_run_files, world_facts
+from safe_m3_agent.checkpoint import CHECKPOINT_FILE, read_run_files
 from safe_m3_agent.config import Config, ModelName
 from safe_m3_agent.history import History
 from safe_m3_agent.policy import make_policy
 from safe_m3_agent.run import HISTORY_FILE
+from safe_m3_agent.worlds import world_facts
 
 #: Settings that mean nothing to an agent that is given the motion.
 OF_LEARNING = {
@@ -56,6 +57,8 @@ class RecordedRun:
             ValueError: If a file is not readable, or no episode is recorded.
         """
         world, config, seed = read_run_files(folder, None, "cpu")
+        if not isinstance(world, TaxiMDP):
+            raise ValueError(f"{folder} is no run in a city, which these figures are of: its world is a {type(world).__name__}")
         for name in (HISTORY_FILE, CHECKPOINT_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no whole run: it has no {name}")

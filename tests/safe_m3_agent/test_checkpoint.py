@@ -35,10 +35,10 @@ from safe_m3_agent.checkpoint import (
     CHECKPOINT_FILE,
     FORMAT,
     RUN_FILE,
-    SCENARIO_FILE,
     load_checkpoint,
     save_checkpoint,
 )
+from safe_m3_agent.worlds import SCENARIO_FILE
 
 CPU = torch.device("cpu")
 

@@ -297,7 +297,8 @@ def test_stored_and_loaded_it_goes_on_bit_for_bit(roam: Roam) -> None:
         ({"steps": -1}, "steps must be at least 0"),
         ({"batch_size": 0}, "batch_size at least 1"),
         ({"learning_rate": 0.0}, "must be positive"),
-        ({"residual_scale": -1.0}, "must be positive"),
+        ({"residual_scale": -1.0}, "residual_scale must be positive"),
+        ({"density_scale": 0.0}, "density_scale must be positive"),
         ({"learning_rate": float("nan")}, "must be positive"),
     ],
 )
