@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,24 @@ class Belief(NamedTuple):
     aleatoric: Tensor  #: standard deviation of the noise [..., n, d]
     #: Deviations of E sampled motions from their mean, divided by sqrt(E - 1): their squares sum to epistemic^2. [E, ..., n, d]
     deviations: Tensor
+
+    @classmethod
+    def of_members(cls, destinations: Tensor, aleatoric: Tensor, shape: Sequence[int]) -> Belief:
+        """What ``E`` motions believe together: their mean, and their spread as what is not known.
+
+        Args:
+            destinations: Of every motion, ``[E, m, d]`` in ``[0, 1]``, ``E`` at least 2.
+            aleatoric: ``[m, d]`` or what broadcasts to it.
+            shape: ``(..., n, d)`` with ``m`` rows in all: that of the belief.
+        """
+        members = len(destinations)
+        mean = destinations.mean(0)
+        deviations = (destinations - mean) * (members - 1) ** -0.5
+        # The floor keeps the root differentiable where all members agree, as beyond the edge of the city.
+        epistemic = deviations.square().sum(0).clamp_min(1e-12).sqrt()
+        return cls(
+            mean.view(*shape), epistemic.view(*shape), aleatoric.expand_as(mean).reshape(shape), deviations.view(members, *shape)
+        )
 
 
 class DynamicsModel(ABC):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mf_taxi_env.grid import Grid
-from mf_taxi_env.motion import local_mass
 from safe_m3_agent.model.dynamics_model import Belief, DynamicsModel
+from safe_m3_agent.model.inputs import MotionInputs
 from safe_m3_agent.model.truncated_likelihood import irls_targets, negative_log_likelihood
 from safe_m3_agent.transitions import Transitions
 
@@ -96,7 +96,8 @@ class ProbabilisticEnsemble(DynamicsModel):
         self.grid = grid
         self.noise_std = noise_std
         members, d = config.members, grid.dimension
-        inputs, (first, second) = 2 * d + 1, config.hidden
+        self._inputs = MotionInputs(grid, dtype, device)
+        inputs, (first, second) = self._inputs.width, config.hidden
         features = inputs + 1 + second
 
         def normal(*shape: int, scale: float) -> Tensor:
@@ -118,10 +119,6 @@ class ProbabilisticEnsemble(DynamicsModel):
         # Each member is pulled to its own draw from the prior: where there is no data, members disagree as the prior does.
         self._anchor = normal(members, features, d, scale=1.0) * self._prior_std.unsqueeze(-1)
         self._parameters["head"] = self._anchor.clone()
-        # Positions and actions have known ranges and a uniform fleet has density log 2: no statistics to estimate, none to
-        # drift.
-        self._input_mean = torch.tensor([0.5] * d + [0.0] * d + [math.log(2.0)], dtype=dtype, device=device)
-        self._input_std = torch.tensor([12**-0.5] * d + [3**-0.5] * d + [0.4], dtype=dtype, device=device)
         self._weights = torch.zeros(members, 0, dtype=dtype, device=device)
 
     # -- prediction -------------------------------------------------------------------------------------------------------
@@ -130,24 +127,8 @@ class ProbabilisticEnsemble(DynamicsModel):
         inputs = self._inputs(positions, mu, actions).flatten(0, -2)
         hidden = self._hidden(inputs, self._parameters)
         means = self._destinations(positions.expand_as(actions).flatten(0, -2), inputs, hidden, self._parameters)
-        mean = means.mean(0)
-        deviations = (means - mean) * (self.members - 1) ** -0.5
-        # The floor keeps the root differentiable where all members agree, as beyond the edge of the city.
-        epistemic = deviations.square().sum(0).clamp_min(1e-12).sqrt()
         aleatoric = self._noise(hidden, self._parameters).square().mean(0).sqrt()
-        return Belief(
-            mean.view_as(actions),
-            epistemic.view_as(actions),
-            aleatoric.view_as(actions),
-            deviations.view(self.members, *actions.shape),
-        )
-
-    def _inputs(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Tensor:
-        """Normalised inputs ``[..., n, 2 d + 1]``."""
-        density = torch.log1p(self.grid.size * local_mass(self.grid, positions, mu)).unsqueeze(-1)
-        shape = actions.shape
-        raw = torch.cat([positions.expand(shape), actions, density.expand(*shape[:-1], 1)], -1)
-        return (raw - self._input_mean) / self._input_std
+        return Belief.of_members(means, aleatoric, actions.shape)
 
     def _hidden(self, inputs: Tensor, p: dict[str, Tensor]) -> Tensor:
         """Last hidden layer ``[E, n, h]`` of inputs ``[n, i]``."""
@@ -179,8 +160,7 @@ class ProbabilisticEnsemble(DynamicsModel):
         if data.size == 0:
             return
         positions, targets = data.positions, data.next_positions
-        # Every transition has a distribution of its own: n batches of one particle.
-        inputs = self._inputs(positions.unsqueeze(-2), data.mu, data.actions.unsqueeze(-2)).squeeze(-2)
+        inputs = self._inputs.of_moves(positions, data.mu, data.actions)
         self._solve_head(positions, inputs, targets)
         best = {name: value.clone() for name, value in self._parameters.items()}
         best_loss = self._held_out_loss(positions, inputs, targets)
@@ -196,12 +176,12 @@ class ProbabilisticEnsemble(DynamicsModel):
         self._parameters = best
 
     def state(self) -> dict[str, Tensor]:
-        normaliser = {"input_mean": self._input_mean, "input_std": self._input_std}
+        normaliser = {"input_mean": self._inputs.mean, "input_std": self._inputs.std}
         return {**self._parameters, **normaliser, "anchor": self._anchor, "bootstrap": self._weights}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self._parameters = {name: state[name].clone() for name in self._parameters}
-        self._input_mean, self._input_std = state["input_mean"].clone(), state["input_std"].clone()
+        self._inputs.mean, self._inputs.std = state["input_mean"].clone(), state["input_std"].clone()
         self._anchor, self._weights = state["anchor"].clone(), state["bootstrap"].clone()
 
     def _extend_weights(self, n: int, generator: torch.Generator) -> None:

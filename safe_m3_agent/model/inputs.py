@@ -1,0 +1,55 @@
+"""What models of motion look at: position, action and local density, normalised."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mf_taxi_env.grid import Grid
+from mf_taxi_env.motion import local_mass
+
+
+class MotionInputs:
+    """Normalised inputs ``(s, a, log(1 + K mu'(c(s))))`` of a model of motion.
+
+    Positions and actions have known ranges and a uniform fleet has density log 2: no statistics to estimate, none to drift.
+
+    Args:
+        grid: The world's grid.
+        dtype: Floating-point type.
+        device: Device.
+    """
+
+    def __init__(self, grid: Grid, dtype: torch.dtype, device: torch.device | str) -> None:
+        d = grid.dimension
+        self.grid = grid
+        #: Number of inputs, ``2 d + 1``.
+        self.width = 2 * d + 1
+        self.mean = torch.tensor([0.5] * d + [0.0] * d + [math.log(2.0)], dtype=dtype, device=device)
+        self.std = torch.tensor([12**-0.5] * d + [3**-0.5] * d + [0.4], dtype=dtype, device=device)
+
+    def __call__(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Tensor:
+        """Inputs ``[..., n, 2 d + 1]``.
+
+        Args:
+            positions: ``[n, d]`` or ``[..., n, d]`` in ``[0, 1]``.
+            mu: Distribution after trips ``[..., K]``.
+            actions: ``[..., n, d]`` in ``[-1, 1]``.
+        """
+        density = torch.log1p(self.grid.size * local_mass(self.grid, positions, mu)).unsqueeze(-1)
+        shape = actions.shape
+        raw = torch.cat([positions.expand(shape), actions, density.expand(*shape[:-1], 1)], -1)
+        return (raw - self.mean) / self.std
+
+    def of_moves(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Tensor:
+        """Inputs ``[n, 2 d + 1]`` of ``n`` moves, each in a distribution of its own.
+
+        Args:
+            positions: ``[n, d]``.
+            mu: ``[n, K]``.
+            actions: ``[n, d]``.
+        """
+        # n batches of one particle.
+        return self(positions.unsqueeze(-2), mu, actions.unsqueeze(-2)).squeeze(-2)
