@@ -24,6 +24,7 @@ from safe_m3_agent.history import Episode, History
 from safe_m3_agent.improvement import SafeImprovement
 from safe_m3_agent.model.dynamics_model import DynamicsModel, KnownModel
 from safe_m3_agent.model.ensemble import ProbabilisticEnsemble
+from safe_m3_agent.model.gaussian_process import GaussianProcess
 from safe_m3_agent.policy import Policy, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
@@ -46,6 +47,7 @@ class SafeM3UCRL:
 
     Raises:
         ValueError: If the devices differ.
+        ImportError: If the model needs GPyTorch and it is not installed.
 
     Example:
         >>> from mf_taxi_env import EntropyFloor, TaxiMDP, load_scenario
@@ -283,9 +285,10 @@ class SafeM3UCRL:
         noise_std = self.mdp.noise.std
         if self.config.model == "known":
             return KnownModel(self.mdp.motion, noise_std)
-        return ProbabilisticEnsemble(
-            self.config.ensemble, self.mdp.grid, noise_std, self._generator, dtype=self.mdp.dtype, device=self.mdp.device
-        )
+        grid, generator, dtype, device = self.mdp.grid, self._generator, self.mdp.dtype, self.mdp.device
+        if self.config.model == "gp":
+            return GaussianProcess(self.config.gp, grid, noise_std, generator, dtype=dtype, device=device)
+        return ProbabilisticEnsemble(self.config.ensemble, grid, noise_std, generator, dtype=dtype, device=device)
 
 
 def _progress_bar(total: int, *, shown: bool) -> Any:

@@ -37,7 +37,10 @@ class Belief(NamedTuple):
         # The floor keeps the root differentiable where all members agree, as beyond the edge of the city.
         epistemic = deviations.square().sum(0).clamp_min(1e-12).sqrt()
         return cls(
-            mean.view(*shape), epistemic.view(*shape), aleatoric.expand_as(mean).reshape(shape), deviations.view(members, *shape)
+            mean.view(*shape),
+            epistemic.view(*shape),
+            aleatoric.expand_as(mean).reshape(shape),
+            deviations.view(members, *shape),
         )
 
 
