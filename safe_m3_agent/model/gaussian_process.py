@@ -77,8 +77,8 @@ class GaussianProcess(DynamicsModel):
 
     The kernel is linear plus squared-exponential with a length scale per input. Members are functions sampled from the
     posterior, shifted so that they average to its mean, each clipped to the city; belief is theirs, as the ensemble's is its
-    members'. Mean, epistemic uncertainty and deviations therefore belong together exactly, so that a plausible motion
-    never leaves the confidence set, and none costs more than the functions do.
+    members'. The squares of the deviations therefore sum to the squared epistemic uncertainty exactly, and a plausible motion
+    never leaves the confidence set; with the exact posterior's variance in its place it could.
 
     The likelihood is the world's, a Gaussian about the clipped destination, truncated to the city. Near the edge, where a plain
     process would be biased inwards, and too sure of how far beyond the edge a motion leads, landings enter as the Gaussian
