@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safe_m3_agent.model.posterior import JITTER, LEFT_OUT, LinearPlusRBF, Observations
+from safe_m3_agent.model.posterior import JITTER, LinearPlusRBF, Observations
 
 try:
     import gpytorch
@@ -27,6 +27,9 @@ except ImportError as error:
 PRIOR_SPREAD = 0.5
 #: The residual is never believed to be smaller than this share of its prior median: few data always look linear.
 LEAST_RESIDUAL = 0.2
+
+#: An observation whose variance is less than this many times the noise's is a plain landing, far from the edge.
+PLAIN = 1.1
 
 
 class GaussianProcessModel(gpytorch.models.ExactGP):  # type: ignore[misc]  # GPyTorch is not typed
@@ -112,16 +115,15 @@ def learn_hyperparameters(
     change = torch.zeros_like(noise).unsqueeze(-1).requires_grad_(learn_noise)
     parameters = [*model.residual.parameters(), *([change] if learn_noise else [])]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    informative = seen.variance < LEFT_OUT
+    # Landings near the edge have a variance of their own, and values that follow from it: nothing to learn noise from.
+    plain = seen.variance < PLAIN * noise.square().unsqueeze(-1)
     # Without a Cholesky factorisation GPyTorch would draw random vectors from the global generator.
     with warnings.catch_warnings(), gpytorch.settings.max_cholesky_size(len(seen.inputs) + 1):
         # Inducing inputs close together need jitter, which GPyTorch adds and reports.
         warnings.simplefilter("ignore", NumericalWarning)
         for _ in range(steps):
             if learn_noise:
-                model.likelihood.noise_covar.noise = torch.where(
-                    informative, seen.variance * (2.0 * change).exp(), seen.variance
-                )
+                model.likelihood.noise_covar.noise = torch.where(plain, seen.variance * (2.0 * change).exp(), seen.variance)
             optimizer.zero_grad()
             loss = -objective(model(*model.train_inputs), model.train_targets).sum()
             loss.backward()

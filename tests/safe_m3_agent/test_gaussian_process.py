@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import gpytorch
 import pytest
 import torch
 from torch import Tensor
@@ -66,9 +67,13 @@ def elsewhere() -> Tensor:
 def by_gpytorch(seen: Observations, inducing: Tensor | None, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Posterior mean and standard deviation ``[d, n]`` as GPyTorch has them."""
     model = GaussianProcessModel(KERNEL, KERNEL, seen, inducing).eval()
-    with torch.no_grad():
-        posterior = model(inputs.expand(2, -1, -1))
-        return posterior.mean, posterior.variance.sqrt()
+    # The corrected diagonal is another approximation's (FITC); and inputs equal to those seen are warned of.
+    with torch.no_grad(), gpytorch.settings.sgpr_diagonal_correction(False), gpytorch.settings.debug(False):
+        batch = inputs.expand(2, -1, -1)
+        posterior = model(batch)
+        # Without it, what inducing values can say nothing about is missing from a sparse posterior's variance.
+        beyond = KERNEL.variance(inputs) - model.covariance(batch, diag=True)
+        return posterior.mean, (posterior.variance + beyond).sqrt()
 
 
 @pytest.mark.parametrize("most", [None, 15])
@@ -161,11 +166,14 @@ def test_edges_do_not_bend_the_process(kind: GPKind, roam: Roam) -> None:
 
 
 def test_learns_the_noise_where_asked(roam: Roam) -> None:
-    """From a start twice too small the noise is found, also though half of the landings lie at the edge."""
+    """From a start twice too small the noise is found within three fits, though half of the landings lie at the edge."""
     data, _ = roam(FreeMotion(), 400, 0, noise_std=0.05)
-    belief = beliefs(fitted(data, GPConfig(learn_noise=True, steps=60), noise_std=0.025), data)
-    assert float(belief.aleatoric.min()) == pytest.approx(0.05, rel=0.2)
-    assert float(belief.aleatoric.max()) == pytest.approx(0.05, rel=0.2)
+    generator = torch.Generator().manual_seed(0)
+    model = GaussianProcess(GPConfig(learn_noise=True), GRID, 0.025, generator)
+    for _ in range(3):
+        model.fit(data, generator)
+    aleatoric = beliefs(model, data).aleatoric
+    assert aleatoric.flatten().tolist() == pytest.approx([0.05] * 800, rel=0.15)
 
 
 def test_single_precision_is_enough(roam: Roam) -> None:
