@@ -46,7 +46,8 @@ class GPConfig:
         residual_scale: Median of the prior of the residual's standard deviation, in sides of the unit square: small, for motion
             is nearly linear in the action. It is never learned to be less than a fifth of this.
         lengthscale: Median of the prior of the residual's length scales, in standard deviations of a uniform input.
-        learn_noise: Learn the noise's level, one per axis, instead of using the world's known one. It comes out a few percent low.
+        learn_noise: Learn the noise's level, one per axis, instead of using the world's known one. It comes out some
+            percent low.
     """
 
     kind: GPKind = "sparse"

@@ -98,7 +98,7 @@ def test_congested_motion(make_world: Callable[..., TaxiMDP]) -> None:
 def test_gaussian_process(make_world: Callable[..., TaxiMDP], motion: str) -> None:
     """With a Gaussian process in the ensemble's place the fleet comes to move with a certificate, and never violates."""
     world = make_world(cells=5, floor=0.9, horizon=6, motion=motion)
-    history = SafeM3UCRL(world, Config(model="gp", representative_agents=20), seed=0).learn(4)
+    history = SafeM3UCRL(world, replace(QUICK, model="gp"), seed=0).learn(4)
     assert history.violations == 0 and min(history.column("min_margin")) > 0
     assert any(history.column("certified"))
     assert history[-1].score >= 0.15

@@ -142,6 +142,18 @@ def test_learning_climbs_the_marginal_likelihood(seen: Observations, elsewhere: 
     assert float(learned.lengthscale[0, 0]) < 0.6 * float(learned.lengthscale[0, 1:].min())
 
 
+@pytest.mark.parametrize("most", [None, 10])
+def test_learning_from_many_observations_draws_nothing(most: int | None) -> None:
+    """From some size on GPyTorch estimates determinants with random vectors of the global generator, unless told not to."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(820, 3, generator=generator, dtype=torch.float64)
+    many = Observations(inputs, inputs[:, :2].mT.sin(), torch.full((2, 820), 0.01, dtype=torch.float64))
+    inducing = None if most is None else inputs[:most]
+    before = torch.get_rng_state()
+    learn_hyperparameters(KERNEL, tensor(0.1, 0.1), KERNEL, many, inducing, steps=1, learning_rate=0.1, learn_noise=False)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("motion", [FreeMotion(), CongestedMotion(GRID, 0.05)], ids=["free", "congested"])
 @pytest.mark.parametrize("n", [12, 24, 48])
 def test_few_data_leave_doubt(motion: Motion, n: int, roam: Roam) -> None:
