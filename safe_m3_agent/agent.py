@@ -26,6 +26,7 @@ from safe_m3_agent.history import Episode, History
 from safe_m3_agent.improvement import SafeImprovement
 from safe_m3_agent.model.dynamics_model import DynamicsModel, KnownModel
 from safe_m3_agent.model.ensemble import ProbabilisticEnsemble
+from safe_m3_agent.model.gaussian_process import GaussianProcess
 from safe_m3_agent.policy import Policy, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
@@ -50,6 +51,7 @@ class SafeM3UCRL:
 
     Raises:
         ValueError: If the devices differ.
+        ImportError: If the model needs GPyTorch and it is not installed.
 
     Example:
         >>> from mf_taxi_env import EntropyFloor, TaxiMDP, load_scenario
@@ -293,16 +295,13 @@ class SafeM3UCRL:
         noise_std = self.mdp.noise.std
         if self.config.model == "known":
             return KnownModel(self.mdp.motion, noise_std)
-        return ProbabilisticEnsemble(
-            self.config.ensemble,
-            self.mdp.grid,
-            noise_std,
-            self._generator,
-            space=self.mdp.space,
-            reach=self.mdp.reach,
-            dtype=self.mdp.dtype,
-            device=self.mdp.device,
-        )
+        shared: dict[str, Any] = {"dtype": self.mdp.dtype, "device": self.mdp.device}
+        if self.config.model == "gp":
+            if self.mdp.periodic:
+                raise ValueError("model='gp' learns motion in the unit square, and this world is a ring: use model='ensemble'")
+            return GaussianProcess(self.config.gp, self.mdp.grid, noise_std, self._generator, **shared)
+        shared |= {"space": self.mdp.space, "reach": self.mdp.reach}
+        return ProbabilisticEnsemble(self.config.ensemble, self.mdp.grid, noise_std, self._generator, **shared)
 
 
 def _progress_bar(total: int, *, shown: bool) -> Any:

@@ -83,7 +83,7 @@ class HallucinatedMDP(MeanFieldMDP):
         """The world in which the motion is another one of the confidence set, the same function at every place and step.
 
         ``m(x) + sum_e z_e (f_e(x) - m(x)) / sqrt(E - 1)`` with ``|z| <= r`` stays within ``r`` epistemic standard deviations of
-        the mean everywhere (Cauchy-Schwarz), and it errs at different places as the ensemble does, together. The
+        the mean everywhere (Cauchy-Schwarz), and it errs at different places as the members do, together. The
         least of a functional that is linear in the motion, over all such ``z``, is its mean less ``r`` of its standard
         deviations.
 
