@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mf_taxi_env.information import MASS_FLOOR
+from mf_taxi_env.mdp import ParticleMDP
 from mf_taxi_env.scenarios.city import box_km
 from mf_taxi_env.sparse import SparseMatrix
 from mf_taxi_env.taxi import TaxiMDP
@@ -22,7 +24,7 @@ class FleetPolicy(Protocol):
     """A policy as a taxi sees it."""
 
     def __call__(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
-        """Actions ``[m, 2]`` in ``[-1, 1]`` of taxis at ``positions`` ``[m, 2]``, given ``mu`` ``[K]`` after trips."""
+        """Actions ``[m, d]`` in ``[-1, 1]`` of taxis at ``positions`` ``[m, d]``, given ``mu`` ``[K]`` after trips."""
         ...
 
 
@@ -36,16 +38,17 @@ class FleetRollout(NamedTuple):
 
     distributions: Tensor  #: empirical distributions [T + 1, K], the initial one first
     occupied: Tensor  #: share of taxis with a passenger at each step [T]
-    travelled_km: Tensor  #: mean distance of the repositioning moves at each step [T], in kilometres as the crow flies
-    positions: Tensor  #: final positions [m, 2]
+    #: mean distance of the repositioning moves at each step [T], in kilometres as the crow flies; NaN where there is no map
+    travelled_km: Tensor
+    positions: Tensor  #: final positions [m, d]
 
 
 class FleetSimulator:
-    """``m`` taxis with continuous positions in a :class:`~mf_taxi_env.TaxiMDP`.
+    """``m`` taxis with continuous positions in a :class:`~mf_taxi_env.TaxiMDP`, or ``m`` particles of another world.
 
     One step: each taxi of cell ``c`` is occupied with probability ``min(1, rho(c) / mu(c))`` and is then carried to a cell
     drawn from ``Phi[c]``, to a uniform point of it; every taxi then acts, and truncated Gaussian noise perturbs where it
-    arrives.
+    arrives. In worlds without trips, such as :class:`~mf_taxi_env.SwarmMDP`, a step is the action and the world's noise alone.
 
     Args:
         mdp: The world.
@@ -62,7 +65,7 @@ class FleetSimulator:
 
     def __init__(
         self,
-        mdp: TaxiMDP,
+        mdp: ParticleMDP,
         n_taxis: int,
         *,
         seed: int = 0,
@@ -78,9 +81,10 @@ class FleetSimulator:
         self.resolution: Resolution = resolution
         self.device = mdp.device if device is None else torch.device(device)
         if self.device != mdp.device:
-            raise ValueError(f"device must be the world's, {mdp.device}, got {self.device}; build the TaxiMDP on it")
+            raise ValueError(f"device must be the world's, {mdp.device}, got {self.device}; build the world on it")
         self._generator = torch.Generator(self.device).manual_seed(seed)
-        self._km = torch.tensor(box_km(mdp.scenario.box), dtype=mdp.dtype, device=self.device)
+        sides = box_km(mdp.scenario.box) if isinstance(mdp, TaxiMDP) else [math.nan] * mdp.grid.dimension
+        self._km = torch.tensor(sides, dtype=mdp.dtype, device=self.device)
         self._tables: dict[int, _TripTable] = {}
         self.t = 0
         self.reset()
@@ -106,7 +110,7 @@ class FleetSimulator:
 
     def serve(self, mu: Tensor | None = None) -> Tensor:
         """Carry this step's passengers, so that a policy can see where the fleet then is. Once per step; :meth:`step` does it
-        where it has not been done.
+        where it has not been done. Nobody is carried in a world without trips.
 
         Args:
             mu: The distribution ``[K]`` that these taxis live in. Default is their own; given, they are representative taxis:
@@ -117,23 +121,27 @@ class FleetSimulator:
         """
         if self._served:
             return self.distribution
-        cells = self.mdp.grid.index(self.positions)
-        if mu is None:
-            mu = torch.bincount(cells, minlength=self.mdp.grid.size).to(self.mdp.dtype) / self.n_taxis
-        chance = (self.mdp.demand(self.t) / mu.clamp_min(MASS_FLOOR)).clamp_max(1.0)
-        self._occupied = self._uniform(self.n_taxis) < chance[cells]
-        riders = self._occupied.nonzero().squeeze(-1)
-        destinations = self._trip_table(self.t).draw(cells[riders], self._uniform(len(riders), dtype=torch.float64))
-        # A new tensor: positions that were handed out stay what they were.
-        self.positions = self.positions.index_copy(0, riders, self._somewhere_in(destinations))
+        if isinstance(self.mdp, TaxiMDP):
+            self._carry_passengers(self.mdp, mu)
         self._served = True
         return self.distribution
+
+    def _carry_passengers(self, city: TaxiMDP, mu: Tensor | None) -> None:
+        cells = city.grid.index(self.positions)
+        if mu is None:
+            mu = torch.bincount(cells, minlength=city.grid.size).to(city.dtype) / self.n_taxis
+        chance = (city.demand(self.t) / mu.clamp_min(MASS_FLOOR)).clamp_max(1.0)
+        self._occupied = self._uniform(self.n_taxis) < chance[cells]
+        riders = self._occupied.nonzero().squeeze(-1)
+        destinations = self._trip_table(city.trips(self.t)).draw(cells[riders], self._uniform(len(riders), dtype=torch.float64))
+        # A new tensor: positions that were handed out stay what they were.
+        self.positions = self.positions.index_copy(0, riders, self._somewhere_in(destinations))
 
     def step(self, actions: Tensor, mu: Tensor | None = None) -> Tensor:
         """Trips (where :meth:`serve` has not been called), then the taxis' moves.
 
         Args:
-            actions: ``[m, 2]`` in ``[-1, 1]``.
+            actions: ``[m, d]`` in ``[-1, 1]``.
             mu: The distribution after trips ``[K]`` that these taxis move in; default their own, see :meth:`serve`.
 
         Returns:
@@ -166,7 +174,7 @@ class FleetSimulator:
         At cell resolution a policy that offers ``field(mu, t)`` is asked once per cell instead of once per taxi.
 
         Args:
-            policy: ``policy(positions [n, 2], mu [K], t) -> actions [n, 2]``; called in chunks of taxis.
+            policy: ``policy(positions [n, d], mu [K], t) -> actions [n, d]``; called in chunks of taxis.
         """
         distributions, occupied, travelled = [self.reset()], [], []
         for t in range(self.mdp.horizon):
@@ -188,12 +196,11 @@ class FleetSimulator:
         return self.mdp.centers[self.mdp.grid.index(self.positions)]
 
     def _somewhere_in(self, cells: Tensor) -> Tensor:
-        """Uniform points of cells ``[n]``: ``[n, 2]``."""
+        """Uniform points of cells ``[n]``: ``[n, d]``."""
         corner = self.mdp.centers[cells] - 0.5 / self.mdp.grid.cells
         return corner + self._uniform(*corner.shape) / self.mdp.grid.cells
 
-    def _trip_table(self, t: int) -> _TripTable:
-        trips = self.mdp.trips(t)
+    def _trip_table(self, trips: Tensor | SparseMatrix) -> _TripTable:
         # Steps beyond the data's share the last matrix, and its table.
         if id(trips) not in self._tables:
             self._tables[id(trips)] = _TripTable(trips)

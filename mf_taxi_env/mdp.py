@@ -15,6 +15,7 @@ from mf_taxi_env.grid import Grid
 from mf_taxi_env.motion import Motion
 from mf_taxi_env.noise import Noise
 from mf_taxi_env.safety import Constraint
+from mf_taxi_env.space import CUBE, Space
 
 
 class Field(Protocol):
@@ -77,8 +78,8 @@ class MeanFieldMDP(ABC):
         device: Device of all tensors.
     """
 
-    #: Whether the space has no edges: a ring.
-    periodic: bool = False
+    #: What particles move in: where they may be, and how far apart.
+    space: Space = CUBE
 
     def __init__(
         self,
@@ -104,6 +105,11 @@ class MeanFieldMDP(ABC):
                 )
         self.dtype = dtype
         self.device = torch.device(device)
+
+    @property
+    def periodic(self) -> bool:
+        """Whether the space has no edges: a ring."""
+        return self.space.periodic
 
     @abstractmethod
     def initial(self, batch: Sequence[int] = ()) -> Tensor:
@@ -181,6 +187,8 @@ class MeanFieldMDP(ABC):
 class ParticleMDP(MeanFieldMDP):
     """A lifted MDP whose particles head where a motion takes them and are then perturbed by noise.
 
+    A world whose particles move on a ring says so by its ``space``, and one whose moves are short by its ``reach``.
+
     Args:
         grid: Cells of the state space.
         motion: The true motion of a particle.
@@ -190,6 +198,9 @@ class ParticleMDP(MeanFieldMDP):
         dtype: Floating-point type.
         device: Device of all tensors.
     """
+
+    #: The scale of a move: about how far the action 1 takes a particle, in sides of the space.
+    reach: float = 1.0
 
     def __init__(
         self,

@@ -149,7 +149,8 @@ def maps_sheet(
     width, height = box_km(validated_box(box))
     # A map is about 3.3 inches in its longer side; the rest is for ticks, titles and the colour bar.
     side = 3.3 / max(width, height)
-    figure = new_figure((columns * (side * width + 0.6) + 1.0, rows * (side * height + 0.6) + (0.3 if title else 0.0)))
+    bar = 1.0 if width > WIDE * height else 0.0  # where the colour bar lies below
+    figure = new_figure((columns * (side * width + 0.6) + 1.0, rows * (side * height + 0.6) + (0.3 if title else 0.0) + bar))
     grid = figure.subplots(rows, columns, squeeze=False)
     for index, axes in enumerate(grid.flat):
         if index < len(panels):

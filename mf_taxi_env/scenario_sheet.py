@@ -76,7 +76,7 @@ def scenario_sheet(scenario: Scenario) -> Figure:
         trips_axes, shown, box, norm, "cividis", "Trips from each cell" + " (grey: no trips)" * bool(no_trips.any())
     )
     colour_bar(figure, image, [trips_axes], "mean trip length [km]", "both")
-    _draw_arrows(trips_axes, scenario, np.where(no_trips, 0.0, east), np.where(no_trips, 0.0, north))
+    draw_arrows(trips_axes, scenario, np.where(no_trips, 0.0, east), np.where(no_trips, 0.0, north))
     _write_facts(text_axes, _facts(scenario))
     figure.suptitle(scenario.name, parse_math=False, fontsize="xx-large")
     return figure
@@ -141,8 +141,18 @@ def _without_trips(scenario: Scenario) -> NDArray[np.bool_]:
     return np.asarray(np.min([trips.diagonal() for trips in scenario.trip_steps], axis=0) == 1.0)
 
 
-def _draw_arrows(axes: Axes, scenario: Scenario, east: NDArray[np.float64], north: NDArray[np.float64]) -> None:
-    """Mean displacements ``[K]`` in kilometres as arrows from a subset of the cells; the axis label gives their scale."""
+def draw_arrows(
+    axes: Axes, scenario: Scenario, east: NDArray[np.float64], north: NDArray[np.float64], span: float = 1.5
+) -> None:
+    """Mean displacements as arrows from a subset of the cells; the axis label gives their scale.
+
+    Args:
+        axes: A map of the scenario's study area.
+        scenario: The scenario.
+        east: Displacements ``[K]`` in kilometres.
+        north: Likewise.
+        span: Length of the longest arrow, in gaps between arrows.
+    """
     k, (west, right, south, top) = scenario.cells, scenario.box
     width, height = box_km(scenario.box)
     # Gaps between arrows are about equal along both axes.
@@ -160,11 +170,11 @@ def _draw_arrows(axes: Axes, scenario: Scenario, east: NDArray[np.float64], nort
     longest = usual if cut else longest
     shrink = np.minimum(1.0, longest / np.where(moving, lengths, longest))[moving]
     lon, lat = (grid[moving] for grid in np.meshgrid(x, y))
-    # The longest arrow spans about one and a half gaps between arrows.
-    axes.quiver(
-        lon, lat, u[moving] * shrink, v[moving] * shrink, scale=longest * len(i) / 1.5, scale_units="width",
-        width=0.0045, headwidth=3.5, color="white", edgecolor="black", linewidth=0.4,
+    arrows = axes.quiver(
+        lon, lat, u[moving] * shrink, v[moving] * shrink, scale=longest * len(i) / span, scale_units="width",
+        width=0.0045, headwidth=3.5, color="white", edgecolor="black", linewidth=0.4, clip_on=False,
     )  # fmt: skip
+    arrows.set_in_layout(False)  # their heads may stick out of the map; it keeps its size
     axes.set_xlabel(f"mean displacement; the longest arrows are {longest:.1f} km{' or more' if cut else ''}", fontsize="small")
 
 

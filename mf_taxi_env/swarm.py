@@ -14,6 +14,7 @@ from mf_taxi_env.mdp import ParticleMDP
 from mf_taxi_env.motion import TorusMotion
 from mf_taxi_env.noise import WrappedGaussian
 from mf_taxi_env.safety import Constraint, DistanceCap, KeepAway
+from mf_taxi_env.space import TORUS
 
 
 class SwarmMDP(ParticleMDP):
@@ -57,7 +58,7 @@ class SwarmMDP(ParticleMDP):
         -15.13...
     """
 
-    periodic = True
+    space = TORUS
 
     def __init__(
         self,
@@ -81,6 +82,7 @@ class SwarmMDP(ParticleMDP):
             _check_ring(constraint)
         self.dt = dt
         self.max_speed = max_speed
+        self.reach = max_speed * dt
         self.density_term = not self.constraints if density_term is None else density_term
         angle = 2.0 * math.pi * self.centers[:, 0]
         self._attraction = 2.0 * math.pi**2 * (angle.sin() - angle.cos().square()) + 2.0 * angle.sin()

@@ -7,7 +7,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,23 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mf_taxi_env import FreeMotion, TaxiMDP, score
+from mf_taxi_env import FreeMotion, ParticleMDP, Trajectory
+from mf_taxi_env.bound import episode_score
 from safe_m3_agent import checkpoint
+from safe_m3_agent.callbacks import Callback, as_callback, training
 from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.history import Episode, History
 from safe_m3_agent.improvement import SafeImprovement
 from safe_m3_agent.model.dynamics_model import DynamicsModel, KnownModel
 from safe_m3_agent.model.ensemble import ProbabilisticEnsemble
+from safe_m3_agent.model.gaussian_process import GaussianProcess
 from safe_m3_agent.policy import Policy, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
 
-Callback = Callable[["SafeM3UCRL", Episode], None]
+#: What :meth:`SafeM3UCRL.learn` calls: a callback, or a function of agent and episode that may return False to stop.
+AnyCallback = Callback | Callable[["SafeM3UCRL", Episode], object]
 
 
 class SafeM3UCRL:
@@ -39,13 +43,15 @@ class SafeM3UCRL:
     refit the model. The first policy in use is to stay put, which must be safe.
 
     Args:
-        mdp: The true world. Its motion is used for execution only; planning sees a copy that has none.
+        mdp: The true world: a :class:`~mf_taxi_env.TaxiMDP`, a :class:`~mf_taxi_env.SwarmMDP` or another. Its motion is used
+            for execution only; planning sees a copy that has none.
         config: Settings.
         seed: Seed of everything random here; the same seed gives the same history, bit for bit, on one machine.
         device: Must be the device of ``mdp``.
 
     Raises:
         ValueError: If the devices differ.
+        ImportError: If the model needs GPyTorch and it is not installed.
 
     Example:
         >>> from mf_taxi_env import EntropyFloor, TaxiMDP, load_scenario
@@ -57,10 +63,10 @@ class SafeM3UCRL:
     """
 
     def __init__(
-        self, mdp: TaxiMDP, config: Config | None = None, *, seed: int = 0, device: torch.device | str | None = None
+        self, mdp: ParticleMDP, config: Config | None = None, *, seed: int = 0, device: torch.device | str | None = None
     ) -> None:
         if device is not None and torch.device(device) != mdp.device:
-            raise ValueError(f"device must be the world's, {mdp.device}, got {device!r}; build the TaxiMDP on it")
+            raise ValueError(f"device must be the world's, {mdp.device}, got {device!r}; build the world on it")
         self.config = config = config or Config()
         self.mdp = mdp
         self.seed = seed
@@ -88,7 +94,7 @@ class SafeM3UCRL:
         episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[NDArray[np.float32], None]:
-        """Action for ``MFTaxi-v0`` with ``parameterization="cells"``, in the manner of Stable-Baselines3.
+        """Action for the world's env with ``parameterization="cells"``, in the manner of Stable-Baselines3.
 
         Args:
             observation: Distributions ``[..., K]`` as masses or densities, or ``[..., K + 1]`` with the time ``t / T`` appended
@@ -98,7 +104,7 @@ class SafeM3UCRL:
             deterministic: The policy is deterministic either way.
 
         Returns:
-            Actions ``[..., 2 K]`` in ``[-1, 1]``, and ``None``.
+            Actions ``[..., d K]`` in ``[-1, 1]``, and ``None``.
 
         Raises:
             ValueError: If the observation has another length, or lacks the time that the policy needs.
@@ -124,12 +130,15 @@ class SafeM3UCRL:
                 fields[now] = self._policy.field(self.mdp.shift(mu[now], t), t)
         return fields.flatten(-2).cpu().numpy().astype(np.float32), None
 
-    def learn(self, episodes: int, callback: Callback | None = None, progress_bar: bool = False) -> History:
+    def learn(
+        self, episodes: int, callback: AnyCallback | Sequence[AnyCallback] | None = None, progress_bar: bool = False
+    ) -> History:
         """Run more episodes.
 
         Args:
             episodes: How many, at least 1.
-            callback: Called with the agent and the episode after each one.
+            callback: A :class:`~safe_m3_agent.callbacks.Callback`; or a function, called with the agent and the episode after
+                each one, that may return False to stop; or a list of both.
             progress_bar: Show reward, worst margin and score (tqdm).
 
         Returns:
@@ -137,17 +146,20 @@ class SafeM3UCRL:
         """
         if episodes < 1:
             raise ValueError(f"episodes must be at least 1, got {episodes}")
-        with _progress_bar(episodes, shown=progress_bar) as bar:
+        hooks = as_callback(callback)
+        with _progress_bar(episodes, shown=progress_bar) as bar, training(hooks, self):
             for _ in range(episodes):
+                hooks.on_episode_start(self)
                 episode = self._episode()
                 self.history.append(episode)
-                if callback is not None:
-                    callback(self, episode)
+                go_on = hooks.on_episode_end(self, episode) is not False
                 bar.set_postfix_str(
                     f"reward={episode.reward:.2f}, worst margin={episode.min_margin:.3f}, score={episode.score:.3f}",
                     refresh=False,
                 )
                 bar.update()
+                if not go_on:
+                    break
         return self.history
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -191,13 +203,13 @@ class SafeM3UCRL:
 
     @classmethod
     def load(
-        cls, folder: str | os.PathLike[str], *, mdp: TaxiMDP | None = None, device: torch.device | str = "cpu"
+        cls, folder: str | os.PathLike[str], *, mdp: ParticleMDP | None = None, device: torch.device | str = "cpu"
     ) -> SafeM3UCRL:
         """The agent that was saved; ``learn`` goes on as if it had never stopped, bit for bit on a device of the same type.
 
         Args:
             folder: Where it was saved.
-            mdp: Its world, needed only where that has a motion or constraint of the user's own.
+            mdp: Its world, needed only where that is, or has a motion or constraint, of the user's own.
             device: Device of a world that is rebuilt from the files.
 
         Raises:
@@ -249,7 +261,7 @@ class SafeM3UCRL:
             reward=float(executed.returns),
             min_margin=float(executed.worst_margin),
             violations=int(executed.violations),
-            score=self._score(executed.mu[1:]),
+            score=self._score(executed),
             certified=decision.taken,
             worst_margin=decision.worst_margin,
             epistemic=float(epistemic),
@@ -258,9 +270,9 @@ class SafeM3UCRL:
             seconds=time.perf_counter() - start,
         )
 
-    def _score(self, distributions: Tensor) -> float:
+    def _score(self, executed: Trajectory) -> float:
         try:
-            return score(distributions, self.mdp)
+            return episode_score(executed, self.mdp)
         except TypeError:  # a constraint of the user's own that is not convex: nothing is certified to be possible
             return math.nan
 
@@ -285,9 +297,13 @@ class SafeM3UCRL:
         noise_std = self.mdp.noise.std
         if self.config.model == "known":
             return KnownModel(self.mdp.motion, noise_std)
-        return ProbabilisticEnsemble(
-            self.config.ensemble, self.mdp.grid, noise_std, self._generator, dtype=self.mdp.dtype, device=self.mdp.device
-        )
+        shared: dict[str, Any] = {"dtype": self.mdp.dtype, "device": self.mdp.device}
+        if self.config.model == "gp":
+            if self.mdp.periodic:
+                raise ValueError("model='gp' learns motion in the unit square, and this world is a ring: use model='ensemble'")
+            return GaussianProcess(self.config.gp, self.mdp.grid, noise_std, self._generator, **shared)
+        shared |= {"space": self.mdp.space, "reach": self.mdp.reach}
+        return ProbabilisticEnsemble(self.config.ensemble, self.mdp.grid, noise_std, self._generator, **shared)
 
 
 def _progress_bar(total: int, *, shown: bool) -> Any:

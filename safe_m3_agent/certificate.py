@@ -51,7 +51,7 @@ class Certificate(NamedTuple):
 class Certifier:
     """Searches the confidence set for the motion that brings a fixed policy closest to a violation.
 
-    The confidence set is a ball of :meth:`HallucinatedMDP.plausible`, which spans what the ensemble's members disagree about.
+    The confidence set is a ball of :meth:`HallucinatedMDP.plausible`, which spans what the model's members disagree about.
     Where the margin is linear in the motion, the least margin over a ball of radius ``r`` is the mean less ``r`` standard
     deviations of the margin itself, as the members give it; the radius is :func:`confidence_radius`. If the set holds the true
     motion (arXiv 2306.17052, Assumption 4) and the search finds the minimum, a certified policy is safe. The search is local:
@@ -120,7 +120,7 @@ def confidence_radius(beta: float, members: int) -> float:
 
     Args:
         beta: Half-width of the confidence set in standard deviations, at least 0.
-        members: Members of the ensemble, ``E``; the radius is 0 for a single, exact one.
+        members: Members of the model, ``E``; the radius is 0 for a single, exact one.
     """
     if members < 2:
         return 0.0

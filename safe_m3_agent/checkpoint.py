@@ -1,6 +1,6 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, in safetensors and JSON. Nothing is ever unpickled.
 
-A saved agent is a folder of three files: ``run.json`` (settings of agent and world), ``scenario.npz`` and
+A saved agent is a folder of ``run.json`` (settings of agent and world), a city's ``scenario.npz`` and
 ``checkpoint.safetensors``. The first two do not change during a run; the third is replaced whole after every episode.
 """
 
@@ -13,35 +13,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from mf_taxi_env import CongestedMotion, FreeMotion, Scenario, TaxiMDP
+from mf_taxi_env import ParticleMDP
 from mf_taxi_env.atomic import replacing
-from mf_taxi_env.safety import (
-    Constraint,
-    DistanceCap,
-    EntropyFloor,
-    KeepAway,
-    RegionCapacity,
-    RegionCoverage,
-    SmoothedEntropyFloor,
-    WeightedEntropyFloor,
-)
 from safe_m3_agent.config import Config
+from safe_m3_agent.worlds import rebuilt_world, save_world, world_facts
 
 FORMAT = "safe-m3-checkpoint"
 FORMAT_VERSION = 2
-RUN_FILE, SCENARIO_FILE, CHECKPOINT_FILE = "run.json", "scenario.npz", "checkpoint.safetensors"
-
-#: Constraints that a run file can name; others have to be handed in at loading, with their world.
-_CONSTRAINTS: dict[str, type[Constraint]] = {
-    kind.__name__: kind
-    for kind in (
-        EntropyFloor, WeightedEntropyFloor, SmoothedEntropyFloor, DistanceCap, KeepAway, RegionCapacity, RegionCoverage,
-    )
-}  # fmt: skip
+RUN_FILE, CHECKPOINT_FILE = "run.json", "checkpoint.safetensors"
 
 D = TypeVar("D")
 
@@ -53,10 +34,13 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
         OSError: If the file cannot be written; an older checkpoint is then intact.
     """
     metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "facts": json.dumps(facts)}
+    safetensors = _safetensors()
     try:
         with replacing(path) as temporary:
-            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    except SafetensorError as error:
+            safetensors.torch.save_file(
+                {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata
+            )
+    except safetensors.SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
 
 
@@ -69,19 +53,28 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Tensor]
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    safetensors = _safetensors()
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} is not a checkpoint of this library (no {FORMAT!r} header)")
             if metadata.get("version") != str(FORMAT_VERSION):
                 raise ValueError(f"{path} has format version {metadata.get('version')!r}; this library reads {FORMAT_VERSION}")
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["facts"])  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
 
 
-def write_run_files(folder: Path, mdp: TaxiMDP, config: Config, seed: int) -> None:
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("Checkpoints need safetensors: pip install 'safe-m3-taxi[agent]'") from error
+    return safetensors
+
+
+def write_run_files(folder: Path, mdp: ParticleMDP, config: Config, seed: int) -> None:
     """Write the files that stay the same during a run, or make sure that they are those of this run.
 
     Raises:
@@ -90,12 +83,12 @@ def write_run_files(folder: Path, mdp: TaxiMDP, config: Config, seed: int) -> No
     if (folder / RUN_FILE).exists():
         check_run_files(folder, mdp, config, seed)
         return
-    mdp.scenario.save(folder / SCENARIO_FILE)
+    save_world(folder, mdp)
     with replacing(folder / RUN_FILE) as temporary:
         temporary.write_text(json.dumps(_run_facts(mdp, config, seed), indent=2) + "\n")
 
 
-def check_run_files(folder: Path, mdp: TaxiMDP, config: Config, seed: int) -> None:
+def check_run_files(folder: Path, mdp: ParticleMDP, config: Config, seed: int) -> None:
     """Make sure that a folder's run has this world, these settings and this seed.
 
     Raises:
@@ -107,12 +100,12 @@ def check_run_files(folder: Path, mdp: TaxiMDP, config: Config, seed: int) -> No
         raise ValueError(f"{folder} holds another run: {', '.join(differ)} in {RUN_FILE} differ; choose an empty folder")
 
 
-def read_run_files(folder: Path, mdp: TaxiMDP | None, device: torch.device | str) -> tuple[TaxiMDP, Config, int]:
+def read_run_files(folder: Path, mdp: ParticleMDP | None, device: torch.device | str) -> tuple[ParticleMDP, Config, int]:
     """The world, settings and seed of a saved run.
 
     Args:
         folder: The run's folder.
-        mdp: The world, where it cannot be rebuilt from files: with a motion or a constraint of the user's own.
+        mdp: The world, where it cannot be rebuilt from files: one, or with a motion or a constraint, of the user's own.
         device: Device of a rebuilt world.
 
     Raises:
@@ -128,23 +121,23 @@ def read_run_files(folder: Path, mdp: TaxiMDP | None, device: torch.device | str
             raise ValueError(f"{path} has format {run['format']!r} version {run['version']!r}")
         config, seed, world = from_dict(Config, run["config"]), int(run["seed"]), run["world"]
         if mdp is None:
-            mdp = _rebuilt_world(world, Scenario.load(folder / SCENARIO_FILE), device)
+            mdp = rebuilt_world(folder, world, device)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a readable run file: {error!r}") from error
-    facts = _world_facts(mdp)
+    facts = world_facts(mdp)
     differ = [key for key in facts if facts[key] != world.get(key)]
     if differ:
         raise ValueError(f"{folder} was run in another world: {', '.join(differ)} differ")
     return mdp, config, seed
 
 
-def _run_facts(mdp: TaxiMDP, config: Config, seed: int) -> dict[str, Any]:
+def _run_facts(mdp: ParticleMDP, config: Config, seed: int) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "seed": seed,
         "config": dataclasses.asdict(config),
-        "world": _world_facts(mdp),
+        "world": world_facts(mdp),
     }
 
 
@@ -167,56 +160,3 @@ def from_dict(kind: type[D], values: dict[str, Any]) -> D:
             value = from_dict(hints[name], value)
         built[name] = tuple(value) if isinstance(value, list) else value
     return kind(**built)
-
-
-def _world_facts(mdp: TaxiMDP) -> dict[str, Any]:
-    motion: dict[str, Any] = {"name": "custom"}
-    if type(mdp.motion) is FreeMotion:
-        motion = {"name": "free"}
-    elif type(mdp.motion) is CongestedMotion:
-        motion = {"name": "congested", "alpha": mdp.motion.alpha}
-    constraints: list[dict[str, Any]] = []
-    for constraint in mdp.constraints:
-        kind, fields = type(constraint).__name__, typing.cast("Any", constraint)
-        if kind in _CONSTRAINTS and type(fields) is typing.cast("Any", _CONSTRAINTS[kind]):
-            constraints.append({"kind": kind, **dataclasses.asdict(fields)})
-        else:
-            constraints.append({"kind": "custom"})
-    scenario = mdp.scenario
-    facts = {
-        "scenario": {"name": scenario.name, "box": list(scenario.box), "cells": scenario.cells, "sha256": scenario.digest},
-        "horizon": mdp.horizon,
-        "noise_std": mdp.noise.std,
-        "reward_timing": mdp.reward_timing,
-        "dtype": str(mdp.dtype).removeprefix("torch."),
-        "motion": motion,
-        "constraints": constraints,
-    }
-    # As a file gives it back, so that the two compare: JSON knows no tuples.
-    restored: dict[str, Any] = json.loads(json.dumps(facts))
-    return restored
-
-
-def _rebuilt_world(facts: dict[str, Any], scenario: Scenario, device: torch.device | str) -> TaxiMDP:
-    kinds = [facts["motion"]["name"], *(constraint["kind"] for constraint in facts["constraints"])]
-    if "custom" in kinds:
-        raise ValueError(
-            "this run's world has a motion or constraint of the user's own: hand the world in, load(folder, mdp=...)"
-        )
-    motion = FreeMotion()
-    mdp = TaxiMDP(
-        scenario,
-        horizon=facts["horizon"],
-        noise_std=facts["noise_std"],
-        motion=motion,
-        constraints=[
-            _CONSTRAINTS[constraint["kind"]](**{name: value for name, value in constraint.items() if name != "kind"})
-            for constraint in facts["constraints"]
-        ],
-        reward_timing=facts["reward_timing"],
-        dtype=getattr(torch, facts["dtype"]),
-        device=device,
-    )
-    if facts["motion"]["name"] == "congested":
-        return mdp.with_motion(CongestedMotion(mdp.grid, facts["motion"]["alpha"]))
-    return mdp

@@ -1,4 +1,4 @@
-"""The console script ``safe-m3``: train, evaluate, and show a policy on a finite fleet. Needs the extra ``agent``."""
+"""The console script ``safe-m3``: train, evaluate, show a policy on a finite fleet, draw figures. Needs the extra ``agent``."""
 
 from __future__ import annotations
 
@@ -12,37 +12,35 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from mf_taxi_env import EntropyFloor, FleetRollout, FleetSimulator, Scenario, TaxiMDP, certified_bound, load_scenario, score
+from mf_taxi_env import FleetRollout, FleetSimulator, ParticleMDP, TaxiMDP, certified_bound
 from mf_taxi_env.atomic import replacing
+from mf_taxi_env.bound import episode_score, possible_return
 from mf_taxi_env.fleet import Resolution
 from mf_taxi_env.information import entropy_fraction, kl_divergence
+from safe_m3_agent.agent import SafeM3UCRL
+from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE
+from safe_m3_agent.config import Config
+from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE, RunFolder
+from safe_m3_agent.world_options import WorldOptions, headline
 
 try:
     import tyro
 
     from mf_taxi_env.render import save_figure
-    from safe_m3_agent import figures
-    from safe_m3_agent.agent import SafeM3UCRL
-    from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE
-    from safe_m3_agent.config import Config
-    from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE, RunFolder
-except ImportError as missing:  # pragma: no cover - needs an environment without the extra
-    sys.exit(f"safe-m3: error: {missing}; install the agent's requirements: pip install 'safe-m3-taxi[agent]'")
-
-app = tyro.extras.SubcommandApp()
+    from safe_m3_agent import figures as pictures
+    from safe_m3_agent.figures.paper import FigureName, paper_figures
+except ImportError as error:
+    # A user who left out the extra gets a hint from main(), not a traceback from here.
+    _MISSING: ImportError | None = error
+else:
+    _MISSING = None
 
 
-@app.command
 def train(
-    scenario: str = "shenzhen",
-    cells: int | None = None,
+    world: Annotated[WorldOptions, tyro.conf.arg(name="")] = WorldOptions(),  # noqa: B008 - frozen
     episodes: int = 60,
     out: Path = Path("runs/safe-m3"),
     seed: int = 0,
-    horizon: int = 12,
-    noise_std: float = 0.0175,
-    motion: Literal["free", "congested"] = "free",
-    entropy_floor: float | None = None,
     device: str = "cpu",
     resume: bool = False,
     config: Annotated[Config, tyro.conf.arg(name="")] = Config(),  # noqa: B008 - frozen
@@ -50,15 +48,10 @@ def train(
     """Learn a policy safely, and record the run in a folder.
 
     Args:
-        scenario: Name of a built-in scenario, or path of a .npz scenario made by `mf-taxi build`.
-        cells: Cells per axis, k; default the file's own, or 25 for a built-in scenario.
+        world: The world.
         episodes: Episodes of the whole run.
         out: Folder of the run.
         seed: Seed of everything random.
-        horizon: Steps per episode, a quarter of an hour each.
-        noise_std: Standard deviation of the noise, in sides of the unit square.
-        motion: The true motion, which the agent does not see.
-        entropy_floor: Safety constraint, a share of log K; default the scenario's.
         device: torch device.
         resume: Go on with the run in `out` where there is one.
         config: Settings of the agent.
@@ -66,47 +59,32 @@ def train(
     if episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {episodes}")
     _check_device(device)
-    # A file keeps its own grid unless another one is asked for.
-    data = (
-        Scenario.load(scenario) if scenario.endswith(".npz") else load_scenario(scenario, cells=25 if cells is None else cells)
-    )
-    data = data if cells is None else data.resample(cells)
-    floor = data.entropy_floor if entropy_floor is None else entropy_floor
-    world = TaxiMDP(
-        data,
-        horizon=horizon,
-        noise_std=noise_std,
-        motion=motion,
-        constraints=[EntropyFloor(floor)],
-        reward_timing="next",
-        device=device,
-    )
-    agent = SafeM3UCRL(world, config, seed=seed)
+    mdp = world.build(device)
+    agent = SafeM3UCRL(mdp, config, seed=seed)
     if (out / RUN_FILE).exists():
         if not resume:
             raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another folder with --out")
         agent.check_folder(out)
         if (out / CHECKPOINT_FILE).exists():
-            agent = SafeM3UCRL.load(out, mdp=world)
-            agent.history.to_csv(out / HISTORY_FILE)  # a kill may have come between checkpoint and table
+            agent = SafeM3UCRL.load(out, mdp=mdp)
             print(f"Going on after episode {len(agent.history)} of the run in {out}")
-    bound = certified_bound(world)
-    print(f"{data.name}, {data.cells} x {data.cells} cells, entropy of the fleet at least {floor:.0%} of its maximum")
-    print(f"No policy earns more than {bound.upper:.3f} nats in {horizon} steps (KL {bound.kl:.4f} per step) and is safe\n")
+    print(headline(mdp), end="\n\n")
     remaining = episodes - len(agent.history)
-    if remaining > 0:
-        with RunFolder(out) as run:
-            agent.learn(remaining, callback=run, progress_bar=True)
+    with RunFolder(out) as run:
+        if remaining > 0:
+            _learn(agent, remaining, run)
+        else:
+            run.on_training_start(agent)  # a kill may have come between the last checkpoint and the rest of the record
     history = agent.history
     folder = out / FIGURES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    save_figure(figures.learning_curve(history, world), folder / "learning_curve.png")
+    save_figure(pictures.learning_curve(history, mdp), folder / "learning_curve.png")
     last = history[-1]
     certified = [episode.episode for episode in history if episode.certified]
     summary = {
         "score": last.score,
         "return": last.reward,
-        "bound": bound.reward,
+        "bound": possible_return(mdp),
         "episodes": len(history),
         "episodes_with_violation": history.violations,
         "smallest_margin": min(history.column("min_margin")),
@@ -118,10 +96,10 @@ def train(
         temporary.write_text(json.dumps(finite, indent=2) + "\n")
     print(
         _table(
-            ("score", f"{figures.finite(last.score)} of the possible (0 = staying put, 1 = certified bound)"),
-            ("return", f"{last.reward:.3f} nats"),
+            ("score", f"{pictures.finite(last.score)} of the possible (0 = staying put, 1 = {_one(mdp)})"),
+            ("return", f"{last.reward:.3f}{' nats' if isinstance(mdp, TaxiMDP) else ''}"),
             ("violations", f"in {history.violations} of {len(history)} executed episodes"),
-            ("smallest margin", f"{summary['smallest_margin']:.4f} nats"),
+            ("smallest margin", f"{summary['smallest_margin']:.4f} nats" if mdp.constraints else "nothing to keep"),
             ("first certificate", f"episode {certified[0]}" if certified else "none yet"),
             ("time", f"{summary['seconds']:.0f} s"),
             ("run", f"{out} ({HISTORY_FILE}, {CHECKPOINT_FILE}, {EVENTS_FOLDER}/ for TensorBoard)"),
@@ -130,7 +108,19 @@ def train(
     )
 
 
-@app.command
+def _learn(agent: SafeM3UCRL, episodes: int, run: RunFolder) -> None:
+    """Learn; where planning breaks down, say what is left of the run and how to go on."""
+    try:
+        agent.learn(episodes, callback=run, progress_bar=True)
+    except FloatingPointError as error:
+        done = len(agent.history)
+        raise FloatingPointError(
+            f"episode {done} failed: {error}. {run.folder} holds the run up to there (episodes: {done}) and its policy in use; "
+            f"'safe-m3 evaluate {run.folder}' shows it. --resume would fail at the same episode: start a run with other "
+            "settings, in another folder"
+        ) from error
+
+
 def evaluate(run: tyro.conf.Positional[Path], device: str = "cpu") -> None:
     """Execute a trained policy in the true mean field, step by step.
 
@@ -143,18 +133,19 @@ def evaluate(run: tyro.conf.Positional[Path], device: str = "cpu") -> None:
     world = agent.mdp
     with torch.no_grad():
         executed = world.rollout(agent.policy)
-    kl = kl_divergence(torch.stack([world.demand(t) for t in range(world.horizon)]), executed.mu[1:])
-    print("step  KL to demand  entropy / max  smallest margin")
+    targets = [target for t in range(world.horizon) if (target := world.target(t)) is not None]
+    kl = kl_divergence(torch.stack(targets), executed.mu[1:]) if targets else torch.full((world.horizon,), math.nan)
+    print("step  KL to target  entropy / max  smallest margin")
     for t in range(world.horizon):
         share = float(entropy_fraction(executed.mu[t + 1]))
         worst = float(executed.margins[t].min()) if world.constraints else math.nan
-        print(f"{t + 1:4d}  {float(kl[t]):12.4f}  {share:13.4f}  {figures.finite(worst, 4):>15}")
-    bound = certified_bound(world)
-    print(f"mean  {float(kl.mean()):12.4f}  (certified bound {bound.kl:.4f})")
-    print(f"score {figures.finite(score(executed.mu[1:], world))}, {int(executed.violations)} violations")
+        print(f"{t + 1:4d}  {float(kl[t]):12.4f}  {share:13.4f}  {pictures.finite(worst, 4):>15}")
+    bound = f"  (certified bound {certified_bound(world).kl:.4f})" if isinstance(world, TaxiMDP) else ""
+    print(f"mean  {float(kl.mean()):12.4f}{bound}")
+    print(f"score {pictures.finite(episode_score(executed, world))}, {int(executed.violations)} violations")
+    print(f"return {float(executed.returns):.3f}")
 
 
-@app.command
 def fleet(
     run: tyro.conf.Positional[Path],
     taxis: int = 10_000,
@@ -178,16 +169,37 @@ def fleet(
     _check_device(device)
     agent = SafeM3UCRL.load(run, device=device)
     world = agent.mdp
+    if not isinstance(world, TaxiMDP):
+        raise ValueError(f"run must be of taxis in a city, got one of {type(world).__name__}: see safe-m3 evaluate {run}")
     with torch.no_grad():
         executed = world.rollout(agent.policy)
     rollouts = [FleetSimulator(world, taxis, seed=seed + i, resolution=resolution).rollout(agent.policy) for i in range(runs)]
     picture = run / FIGURES_FOLDER / f"fleet_{taxis}.png"
     picture.parent.mkdir(exist_ok=True)
-    save_figure(figures.fleet_sheet(executed, rollouts[0], world), picture)
+    save_figure(pictures.fleet_sheet(executed, rollouts[0], world), picture)
     print(f"{taxis:,} taxis, {runs} episodes, resolution {resolution!r}")
-    print(f"score of the policy in the mean field: {figures.finite(score(executed.mu[1:], world))} of the possible\n")
+    print(f"score of the policy in the mean field: {pictures.finite(episode_score(executed, world))} of the possible\n")
     print(_fleet_table(rollouts, executed.mu, world, taxis))
     print(f"\npicture  {picture}")
+
+
+def figures(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path,
+    only: tuple[FigureName, ...] = (),
+    judge_floor: float = 0.85,
+    format: tuple[Literal["png", "pdf", "svg"], ...] = ("png",),  # noqa: A002 - the flag's name
+) -> None:
+    """Draw the paper's figures from runs, and name the runs that are missing for the others.
+
+    Args:
+        runs: Folders of runs, in any order; runs that differ in nothing but their seed are drawn together.
+        out: Folder of the figures, and of the numbers drawn, as CSV.
+        only: Draw these figures only, such as `--only 3a 5b`.
+        judge_floor: Entropy floor that figure 5a judges policies at, a share of log K.
+        format: Formats of the figures.
+    """
+    print(paper_figures(runs, out, only=only, judge_floor=judge_floor, formats=format))
 
 
 def _fleet_table(rollouts: Sequence[FleetRollout], mean_field: Tensor, world: TaxiMDP, taxis: int) -> str:
@@ -217,6 +229,11 @@ def _fleet_table(rollouts: Sequence[FleetRollout], mean_field: Tensor, world: Ta
     )
 
 
+def _one(world: ParticleMDP) -> str:
+    """What scores 1."""
+    return "certified bound" if isinstance(world, TaxiMDP) else "analytic control, where nothing has to be kept"
+
+
 def _check_device(name: str) -> None:
     try:
         torch.zeros(1, device=name)
@@ -231,6 +248,11 @@ def _table(*rows: tuple[str, str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``safe-m3``."""
+    if _MISSING is not None:
+        sys.exit(f"safe-m3: error: {_MISSING}; install the agent's requirements: pip install 'safe-m3-taxi[agent]'")
+    app = tyro.extras.SubcommandApp()
+    for command in (train, evaluate, fleet, figures):
+        app.command(command)
     try:
         app.cli(
             prog="safe-m3",

@@ -9,11 +9,12 @@ from typing import Literal, get_args
 from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
+from safe_m3_agent.model.gaussian_process import GPConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.policy import PolicyConfig
 
 PlannerName = Literal["bptt"]
-ModelName = Literal["ensemble", "known"]
+ModelName = Literal["ensemble", "gp", "known"]
 Exploration = Literal["free", "policy"]
 
 
@@ -23,11 +24,12 @@ class Config:
 
     Attributes:
         planner: ``"bptt"``: MF-BPTT.
-        model: ``"ensemble"`` learns the motion; ``"known"`` is given it (Remark 1 of the paper).
+        model: ``"ensemble"`` and ``"gp"``, a Gaussian process (extra ``gp``), learn the motion; ``"known"`` is given it
+            (Remark 1 of the paper).
         constrained: ``False`` is M3-UCRL: no barrier and no certificate; margins are still recorded.
         optimistic: Choose the hallucinated control together with the policy (Eq. 8a); ``False`` plans on the model's mean.
         beta: Half-width of the confidence set in epistemic standard deviations, at least 0; the certificate widens it for the
-            size of the ensemble, see :func:`~safe_m3_agent.certificate.confidence_radius`.
+            number of members, see :func:`~safe_m3_agent.certificate.confidence_radius`.
         representative_agents: Representative taxis per episode, at least 1.
         exploration: What representative taxis do: ``"free"``: where the model is least sure of among some random actions (they
             carry no mass, so the fleet stays as safe as it is); ``"policy"``: what the fleet does, as in the paper.
@@ -39,6 +41,7 @@ class Config:
             little more than the last one plans little better (UCRL2 waits for counts to double; Jaksch et al. 2010, Figure 1).
         policy: Kind of policy.
         ensemble: Settings of the ensemble.
+        gp: Settings of the Gaussian process.
         bptt: Settings of MF-BPTT.
         barrier: Weight and width of the barrier.
         certificate: How hard the certificate's adversary looks.
@@ -57,6 +60,7 @@ class Config:
     growth: float = 0.05
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    gp: GPConfig = field(default_factory=GPConfig)
     bptt: BPTTConfig = field(default_factory=BPTTConfig)
     barrier: BarrierConfig = field(default_factory=BarrierConfig)
     certificate: CertificateConfig = field(default_factory=CertificateConfig)

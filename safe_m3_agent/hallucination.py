@@ -26,9 +26,9 @@ class HallucinatedMDP(MeanFieldMDP):
     """The world as the agent knows it: true trips, noise, reward and constraints, and a learned motion.
 
     An action is ``(a, eta)`` per cell: the policy's action and the hallucinated control that picks, within the confidence
-    set, where it leads: ``clip(m(z) + beta sigma_e(z) eta)`` with ``z = (s, mu', a)`` (arXiv 2306.17052, Eq. 7, diagonal
-    case; ``sigma_e`` is the epistemic standard deviation). A plain action ``a`` stands for ``eta = 0``, the nominal
-    world.
+    set, where it leads: ``m(z) + beta sigma_e(z) eta`` with ``z = (s, mu', a)`` (arXiv 2306.17052, Eq. 7, diagonal case;
+    ``sigma_e`` is the epistemic standard deviation), clipped to a city or wrapped on a ring. A plain action ``a`` stands for
+    ``eta = 0``, the nominal world.
 
     Args:
         world: The known parts of the world. Its motion is dropped: nothing of this object leads to it.
@@ -48,6 +48,7 @@ class HallucinatedMDP(MeanFieldMDP):
             device=world.device,
         )
         self._world = world.with_motion(UnknownMotion())
+        self.space = world.space
         self.model = model
         self.beta = beta
         self._z: Tensor | None = None
@@ -74,7 +75,7 @@ class HallucinatedMDP(MeanFieldMDP):
             destinations = destinations + self.beta * belief.epistemic * eta
         if self._z is not None:
             destinations = destinations + (self._z.movedim(-1, 0)[..., None, None] * belief.deviations).sum(0)
-        destinations = destinations.clamp(0.0, 1.0)
+        destinations = self.space.admissible(destinations)
         uncertainty = (mu * belief.epistemic.square().sum(-1).clamp_min(1e-20).sqrt()).sum(-1)
         return Move(self._world.noise.push_forward(mu, destinations), uncertainty)
 
@@ -82,7 +83,7 @@ class HallucinatedMDP(MeanFieldMDP):
         """The world in which the motion is another one of the confidence set, the same function at every place and step.
 
         ``m(x) + sum_e z_e (f_e(x) - m(x)) / sqrt(E - 1)`` with ``|z| <= r`` stays within ``r`` epistemic standard deviations of
-        the mean everywhere (Cauchy-Schwarz), and it errs at different places as the ensemble does, together. The
+        the mean everywhere (Cauchy-Schwarz), and it errs at different places as the members do, together. The
         least of a functional that is linear in the motion, over all such ``z``, is its mean less ``r`` of its standard
         deviations.
 

@@ -23,8 +23,8 @@ class Episode:
         reward: Return in the true world, the sum of the world's rewards.
         min_margin: Smallest margin in the true world, over steps and constraints.
         violations: Steps of the episode at which a constraint was violated in the true world.
-        score: Share of the possible that was reached, see :func:`mf_taxi_env.score`; NaN after a violation, or where no bound
-            is known.
+        score: Share of the possible that was reached, see :func:`mf_taxi_env.bound.episode_score`; NaN after a violation, or
+            where it is not known what is possible.
         certified: Whether a new policy was certified and taken into use in this episode.
         worst_margin: Smallest margin that the certificate's adversary found for the policy considered; NaN where there was
             none.
@@ -106,6 +106,24 @@ class History(Sequence[Episode]):
             temporary.write_text(text.getvalue())
 
     @classmethod
+    def from_csv(cls, path: str | os.PathLike[str]) -> History:
+        """The inverse of :meth:`to_csv`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not a table of episodes.
+        """
+        with Path(path).open(newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [f.name for f in fields(Episode) if f.name not in (reader.fieldnames or [])]
+            if missing:
+                raise ValueError(f"{path} is not a table of episodes: it lacks the columns {missing}")
+            try:
+                return cls([Episode(**{f.name: _parsed(f.type, row[f.name]) for f in fields(Episode)}) for row in reader])
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{path} is not a table of episodes: {error}") from error
+
+    @classmethod
     def from_records(cls, records: Sequence[dict[str, Any]]) -> History:
         """The inverse of :meth:`records`."""
         return cls([Episode(**record) for record in records])
@@ -113,3 +131,10 @@ class History(Sequence[Episode]):
     def records(self) -> list[dict[str, Any]]:
         """One dictionary per episode."""
         return [asdict(episode) for episode in self._episodes]
+
+
+def _parsed(kind: Any, text: str) -> Any:
+    """A column's value; types are names here, as annotations are not evaluated."""
+    if kind == "bool":
+        return {"True": True, "False": False}[text]
+    return int(text) if kind == "int" else float(text)

@@ -82,7 +82,8 @@ class NetworkPolicy(Policy):
     """A network of position and distribution, plus a learnable field that lets neighbouring cells differ.
 
     The first layer is split, ``W_s s + W_mu (K mu)``, so that the distribution's part is computed once for a whole fleet
-    instead of being repeated per taxi. The last layer starts at zero: a new policy stays put.
+    instead of being repeated per taxi. On a ring ``s`` is its sine and cosine. The last layer starts at zero: a new policy
+    stays put.
 
     Args:
         mdp: The world; it gives grid, dtype and device.
@@ -106,20 +107,22 @@ class NetworkPolicy(Policy):
                 nn.init.zeros_(linear.bias)
             return linear
 
-        self.from_position = layer(mdp.grid.dimension, hidden[0])
+        self.space = mdp.space
+        centers = mdp.grid.centers(dtype=mdp.dtype, device=mdp.device)
+        self.from_position = layer(self.space.coordinates(centers).shape[-1], hidden[0])
         self.from_mu = layer(mdp.grid.size, hidden[0], bias=False)
         self.inner = nn.ModuleList(layer(a, b) for a, b in pairwise(hidden))
         self.out = layer(hidden[-1], mdp.grid.dimension, zero=True)
         self.residual = FieldPolicy(mdp, steps)
-        self.register_buffer("centers", mdp.grid.centers(dtype=mdp.dtype, device=mdp.device), persistent=False)
+        self.register_buffer("centers", centers, persistent=False)
 
     def prepared(self) -> Field:
         assert isinstance(self.centers, Tensor)
-        return _NetworkField(self, self.from_position(self.centers))
+        return _NetworkField(self, self.from_position(self.space.coordinates(self.centers)))
 
     def forward(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
         residual = self.residual.raw(t)[self.grid.index(positions)]
-        return (self.network(self.from_position(positions), mu) + residual).tanh()
+        return (self.network(self.from_position(self.space.coordinates(positions)), mu) + residual).tanh()
 
     def network(self, located: Tensor, mu: Tensor) -> Tensor:
         """The network's part before its bound, ``[..., n, d]``, from the positions' part of the first layer ``[n, h]``."""

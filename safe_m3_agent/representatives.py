@@ -1,11 +1,11 @@
-"""Representative taxis: a few vehicles in the true world, whose moves are all that the agent learns motion from."""
+"""Representative agents: a few taxis or particles in the true world, whose moves are all that the agent learns from."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mf_taxi_env import FleetSimulator, TaxiMDP, Trajectory
+from mf_taxi_env import FleetSimulator, ParticleMDP, Trajectory
 from safe_m3_agent.config import Config
 from safe_m3_agent.model.dynamics_model import DynamicsModel
 from safe_m3_agent.policy import Policy
@@ -13,7 +13,7 @@ from safe_m3_agent.transitions import Transitions
 
 
 def observe(
-    executed: Trajectory, world: TaxiMDP, model: DynamicsModel, policy: Policy, config: Config, generator: torch.Generator
+    executed: Trajectory, world: ParticleMDP, model: DynamicsModel, policy: Policy, config: Config, generator: torch.Generator
 ) -> tuple[Transitions, float]:
     """Send representative taxis through an episode of the fleet.
 
@@ -42,7 +42,7 @@ def observe(
         else:
             actions = most_doubtful(model, positions, mu, config.exploration_candidates, generator)
         belief = model.predict(positions, mu, actions)
-        error = (world.motion(positions, mu, actions) - belief.mean).abs()
+        error = world.space.displacement(belief.mean, world.motion(positions, mu, actions)).abs()
         # A thousandth of a cell is forgiven: beyond the city's edge belief and truth agree but for rounding.
         covered.append((error <= config.beta * belief.epistemic + 1e-3 / world.grid.cells).all(-1))
         taxis.step(actions, mu)

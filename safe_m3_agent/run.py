@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
+from collections import defaultdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
-from safe_m3_agent.history import Episode
-
-if TYPE_CHECKING:
-    from safe_m3_agent.agent import SafeM3UCRL
+from safe_m3_agent.callbacks import Callback, Learner, finite_numbers
+from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE
+from safe_m3_agent.history import Episode, History
 
 HISTORY_FILE, EVENTS_FOLDER, FIGURES_FOLDER = "history.csv", "events", "figures"
 
 
-class RunFolder:
+class RunFolder(Callback):
     """A callback of :meth:`SafeM3UCRL.learn` that records every episode before the next one starts.
+
+    The checkpoint is written first; table and TensorBoard events follow from it. Where a kill came in between, the next start
+    completes them. The policy in use is on disk whenever the training ends, even by an error in the very first episode.
 
     Args:
         folder: The run's folder, made where it is missing.
@@ -28,24 +29,75 @@ class RunFolder:
         ...     agent.learn(60, callback=run)
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    saves = True
 
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._events = SummaryWriter(str(self.folder / EVENTS_FOLDER))
+        self._writer: Any = None
+        self._recorded: defaultdict[int, set[str]] | None = None
 
-    def __call__(self, agent: SafeM3UCRL, episode: Episode) -> None:
+    def on_training_start(self, agent: Learner) -> None:
+        """Complete the record of an agent that goes on.
+
+        Raises:
+            ValueError: If the folder holds a run with other settings.
+        """
+        if (self.folder / RUN_FILE).exists():
+            agent.check_folder(self.folder)
+        if len(agent.history):
+            self._record(agent.history)
+
+    def on_episode_end(self, agent: Learner, episode: Episode) -> None:
         """Checkpoint first: a run that is killed while it writes the rest has lost nothing."""
         agent.save(self.folder)
-        agent.history.to_csv(self.folder / HISTORY_FILE)
-        for name, value in dataclasses.asdict(episode).items():
-            if name != "episode" and math.isfinite(value):
-                self._events.add_scalar(name, float(value), episode.episode)
-        self._events.flush()
+        self._record(agent.history)
+
+    def on_training_end(self, agent: Learner) -> None:
+        """Without an episode there is no checkpoint yet; the first policy in use is then the one to keep."""
+        if not len(agent.history) and not (self.folder / CHECKPOINT_FILE).exists():
+            agent.save(self.folder)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._events.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _record(self, history: History) -> None:
+        """Bring table and events up to the history."""
+        history.to_csv(self.folder / HISTORY_FILE)
+        if self._recorded is None:
+            self._recorded = _recorded_scalars(self.folder / EVENTS_FOLDER)
+        for episode in history:
+            numbers = finite_numbers(episode)
+            for name in sorted(numbers.keys() - self._recorded[episode.episode]):
+                self._events().add_scalar(name, numbers[name], episode.episode)
+            self._recorded[episode.episode] |= numbers.keys()
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _events(self) -> Any:
+        # Made with the first number to write: an empty file per start would only clutter the folder.
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder / EVENTS_FOLDER))
+        return self._writer
+
+
+def _recorded_scalars(folder: Path) -> defaultdict[int, set[str]]:
+    """Names of the scalars in a folder's event files, by step. A file cut short by a kill counts as far as it goes."""
+    recorded: defaultdict[int, set[str]] = defaultdict(set)
+    if not folder.is_dir():
+        return recorded
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0}, purge_orphaned_data=False).Reload()
+        for name in events.Tags()["scalars"]:
+            for event in events.Scalars(name):
+                recorded[event.step].add(name)
+    return recorded

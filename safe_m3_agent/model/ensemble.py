@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from mf_taxi_env.grid import Grid
-from mf_taxi_env.motion import local_mass
+from mf_taxi_env.space import CUBE, Space
+from safe_m3_agent.model import truncated_likelihood, wrapped_likelihood
 from safe_m3_agent.model.dynamics_model import Belief, DynamicsModel
-from safe_m3_agent.model.truncated_likelihood import irls_targets, negative_log_likelihood
+from safe_m3_agent.model.inputs import MotionInputs
+from safe_m3_agent.model.likelihood import Likelihood
 from safe_m3_agent.transitions import Transitions
 
 #: Steps of iteratively reweighted least squares from each start; it has settled long before.
@@ -31,7 +33,9 @@ class EnsembleConfig:
         batch_size: Transitions per step.
         learning_rate: Of Adam.
         validation: Share of the transitions that each member holds out for early stopping, in ``[0, 1)``.
-        linear_scale: Prior standard deviation of the linear path's coefficients.
+        linear_scale: Prior standard deviation of the linear path's coefficients, in units of the world's ``reach``.
+        density_scale: Prior standard deviation of the linear path's coefficient of the local density, in the same units. Where
+            the fleet has never been spread unevenly no data speak of it, and it is all that is known.
         residual_scale: Prior standard deviation of the hidden units' coefficients: small, for motion is nearly linear in the
             action.
         learn_noise: Learn a variance head instead of using the world's known noise.
@@ -45,6 +49,7 @@ class EnsembleConfig:
     learning_rate: float = 3e-3
     validation: float = 0.1
     linear_scale: float = 1.0
+    density_scale: float = 1.0
     residual_scale: float = 0.03
     learn_noise: bool = False
 
@@ -57,17 +62,19 @@ class EnsembleConfig:
             raise ValueError(f"validation must lie in [0, 1), got {self.validation}")
         if self.rounds < 0 or self.steps < 0 or self.batch_size < 1:
             raise ValueError("rounds and steps must be at least 0 and batch_size at least 1")
-        if not all(0 < x < math.inf for x in (self.learning_rate, self.linear_scale, self.residual_scale)):
-            raise ValueError("learning_rate, linear_scale and residual_scale must be positive and finite")
+        for name in ("learning_rate", "linear_scale", "density_scale", "residual_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
 
 
 class ProbabilisticEnsemble(DynamicsModel):
     """Members predict the displacement ``destination - s`` from ``s``, ``a`` and the local density ``log(1 + K mu'(c(s)))``.
 
-    A member's mean is ``s + W x + V g(x)``, a linear path beside a network ``g`` of two hidden layers, clipped to the city. The
-    likelihood is the world's: a Gaussian about the destination, truncated to the city; with a plain Gaussian, predictions
-    near the edge would be biased inwards. Members differ by their bootstrap weights, their hidden layers and draws from the
-    prior of their heads, and each keeps the round that served its own held-out transitions best.
+    A member's mean is ``s + reach (W x + V g(x))``, a linear path beside a network ``g`` of two hidden layers. In a city it is
+    clipped to the city; on a ring it is wrapped, and ``s`` enters by its sine and cosine, so that the ring has no seam. The
+    likelihood is the world's: a Gaussian about the destination, truncated to the city (with a plain Gaussian, predictions
+    near the edge would be biased inwards) or of the shorter way round. Members differ by their bootstrap weights, their hidden
+    layers and draws from the prior of their heads, and each keeps the round that served its own held-out transitions best.
 
     Given the hidden layers the negative log-likelihood is that of a generalised linear model in the mean head, so the head
     is solved by iteratively reweighted least squares instead of waiting for Adam: five times less spread at 700 transitions.
@@ -77,6 +84,8 @@ class ProbabilisticEnsemble(DynamicsModel):
         grid: The world's grid.
         noise_std: The world's noise level.
         generator: Source of the initial weights.
+        space: The world's space.
+        reach: The world's scale of a move, the unit of predicted displacements; positive.
         dtype: Floating-point type.
         device: Device.
     """
@@ -88,6 +97,8 @@ class ProbabilisticEnsemble(DynamicsModel):
         noise_std: float,
         generator: torch.Generator,
         *,
+        space: Space = CUBE,
+        reach: float = 1.0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -95,8 +106,11 @@ class ProbabilisticEnsemble(DynamicsModel):
         self.members = config.members
         self.grid = grid
         self.noise_std = noise_std
+        self.space = space
+        self.reach = reach
         members, d = config.members, grid.dimension
-        inputs, (first, second) = 2 * d + 1, config.hidden
+        self._inputs = MotionInputs(grid, dtype, device, space)
+        inputs, (first, second) = self._inputs.width, config.hidden
         features = inputs + 1 + second
 
         def normal(*shape: int, scale: float) -> Tensor:
@@ -113,15 +127,12 @@ class ProbabilisticEnsemble(DynamicsModel):
             "log_std_bias": torch.full((members, 1, d), math.log(noise_std), dtype=dtype, device=device),
         }
         linear = torch.full((inputs + 1,), config.linear_scale, dtype=dtype, device=device)
+        linear[inputs - 1] = config.density_scale  # the density is the last input
         residual = torch.full((second,), config.residual_scale, dtype=dtype, device=device)
         self._prior_std = torch.cat([linear, residual])
         # Each member is pulled to its own draw from the prior: where there is no data, members disagree as the prior does.
         self._anchor = normal(members, features, d, scale=1.0) * self._prior_std.unsqueeze(-1)
         self._parameters["head"] = self._anchor.clone()
-        # Positions and actions have known ranges and a uniform fleet has density log 2: no statistics to estimate, none to
-        # drift.
-        self._input_mean = torch.tensor([0.5] * d + [0.0] * d + [math.log(2.0)], dtype=dtype, device=device)
-        self._input_std = torch.tensor([12**-0.5] * d + [3**-0.5] * d + [0.4], dtype=dtype, device=device)
         self._weights = torch.zeros(members, 0, dtype=dtype, device=device)
 
     # -- prediction -------------------------------------------------------------------------------------------------------
@@ -130,37 +141,29 @@ class ProbabilisticEnsemble(DynamicsModel):
         inputs = self._inputs(positions, mu, actions).flatten(0, -2)
         hidden = self._hidden(inputs, self._parameters)
         means = self._destinations(positions.expand_as(actions).flatten(0, -2), inputs, hidden, self._parameters)
-        mean = means.mean(0)
-        deviations = (means - mean) * (self.members - 1) ** -0.5
-        # The floor keeps the root differentiable where all members agree, as beyond the edge of the city.
-        epistemic = deviations.square().sum(0).clamp_min(1e-12).sqrt()
         aleatoric = self._noise(hidden, self._parameters).square().mean(0).sqrt()
-        return Belief(
-            mean.view_as(actions),
-            epistemic.view_as(actions),
-            aleatoric.view_as(actions),
-            deviations.view(self.members, *actions.shape),
-        )
-
-    def _inputs(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Tensor:
-        """Normalised inputs ``[..., n, 2 d + 1]``."""
-        density = torch.log1p(self.grid.size * local_mass(self.grid, positions, mu)).unsqueeze(-1)
-        shape = actions.shape
-        raw = torch.cat([positions.expand(shape), actions, density.expand(*shape[:-1], 1)], -1)
-        return (raw - self._input_mean) / self._input_std
+        return Belief.of_members(means, aleatoric, actions.shape, self.space)
 
     def _hidden(self, inputs: Tensor, p: dict[str, Tensor]) -> Tensor:
         """Last hidden layer ``[E, n, h]`` of inputs ``[n, i]``."""
         hidden = torch.nn.functional.leaky_relu(_shared_input(inputs, p["w1"]) + p["b1"])
         return torch.nn.functional.leaky_relu(torch.baddbmm(p["b2"], hidden, p["w2"]))
 
+    @property
+    def _likelihood(self) -> Likelihood:
+        return wrapped_likelihood if self.space.periodic else truncated_likelihood
+
     def _unclipped(self, positions: Tensor, inputs: Tensor, hidden: Tensor, p: dict[str, Tensor]) -> Tensor:
         width = inputs.shape[-1]
         linear, bias, residual = p["head"][:, :width], p["head"][:, width : width + 1], p["head"][:, width + 1 :]
-        return positions + torch.baddbmm(_shared_input(inputs, linear) + bias, hidden, residual)
+        return positions + self.reach * torch.baddbmm(_shared_input(inputs, linear) + bias, hidden, residual)
 
     def _destinations(self, positions: Tensor, inputs: Tensor, hidden: Tensor, p: dict[str, Tensor]) -> Tensor:
-        return self._unclipped(positions, inputs, hidden, p).clamp(0.0, 1.0)
+        return self._clipped(self._unclipped(positions, inputs, hidden, p))
+
+    def _clipped(self, destinations: Tensor) -> Tensor:
+        """Destinations within the edges, where there are any; on a ring they are not wrapped, for means of them are taken."""
+        return destinations if self.space.periodic else self.space.admissible(destinations)
 
     def _std(self, hidden: Tensor, p: dict[str, Tensor]) -> Tensor:
         """Standard deviation of the noise, within a factor of ten of the known level either way."""
@@ -179,8 +182,7 @@ class ProbabilisticEnsemble(DynamicsModel):
         if data.size == 0:
             return
         positions, targets = data.positions, data.next_positions
-        # Every transition has a distribution of its own: n batches of one particle.
-        inputs = self._inputs(positions.unsqueeze(-2), data.mu, data.actions.unsqueeze(-2)).squeeze(-2)
+        inputs = self._inputs.of_moves(positions, data.mu, data.actions)
         self._solve_head(positions, inputs, targets)
         best = {name: value.clone() for name, value in self._parameters.items()}
         best_loss = self._held_out_loss(positions, inputs, targets)
@@ -196,12 +198,12 @@ class ProbabilisticEnsemble(DynamicsModel):
         self._parameters = best
 
     def state(self) -> dict[str, Tensor]:
-        normaliser = {"input_mean": self._input_mean, "input_std": self._input_std}
+        normaliser = {"input_mean": self._inputs.mean, "input_std": self._inputs.std}
         return {**self._parameters, **normaliser, "anchor": self._anchor, "bootstrap": self._weights}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self._parameters = {name: state[name].clone() for name in self._parameters}
-        self._input_mean, self._input_std = state["input_mean"].clone(), state["input_std"].clone()
+        self._inputs.mean, self._inputs.std = state["input_mean"].clone(), state["input_std"].clone()
         self._anchor, self._weights = state["anchor"].clone(), state["bootstrap"].clone()
 
     def _extend_weights(self, n: int, generator: torch.Generator) -> None:
@@ -224,30 +226,36 @@ class ProbabilisticEnsemble(DynamicsModel):
         std = self._noise(hidden, self._parameters).double()
         design = torch.cat([inputs.expand(len(hidden), -1, -1), torch.ones_like(hidden[..., :1]), hidden], -1).double()
         start, landing = positions.double(), targets.double()
+        likelihood = self._likelihood
         bootstrap = self._weights.clamp_min(0.0).double().unsqueeze(-1)
         precision, anchor = self._prior_std.double().pow(-2).unsqueeze(-1), self._anchor.double()
 
-        def solve(response: Tensor, weight: Tensor) -> Tensor:
-            # [E, d, n, 1]: every member and axis has its own weights.
-            weighted = design.unsqueeze(1) * (weight * bootstrap).mT.unsqueeze(-1)
+        def solve(moved: Tensor, weight: Tensor) -> Tensor:
+            # [E, d, n, 1]: every member and axis has its own weights. The head speaks in units of the reach.
+            weighted = design.unsqueeze(1) * (weight * self.reach**2 * bootstrap).mT.unsqueeze(-1)
             gram = weighted.mT @ design.unsqueeze(1) + precision.squeeze(-1).diag()
-            moment = weighted.mT @ (response - start).mT.unsqueeze(-1) + (precision * anchor).mT.unsqueeze(-1)
+            moment = weighted.mT @ (moved / self.reach).mT.unsqueeze(-1) + (precision * anchor).mT.unsqueeze(-1)
             solution: Tensor = torch.linalg.solve(gram, moment)
             return solution.squeeze(-1).mT
 
+        def unclipped(head: Tensor) -> Tensor:
+            return start + self.reach * (design @ head)
+
         def loss(head: Tensor) -> Tensor:
-            fit = negative_log_likelihood(landing, (start + design @ head).clamp(0.0, 1.0), std) * bootstrap
+            fit = likelihood.negative_log_likelihood(landing, self._clipped(unclipped(head)), std) * bootstrap
             return fit.sum(1) + 0.5 * (precision * (head - anchor).square()).sum(1)
 
         best = self._parameters["head"].double()
         best_loss = loss(best)
-        for head in (best, solve(landing.expand_as(std), std.pow(-2))):
+        moved = self.space.displacement(start, landing)
+        for head in (best, solve(moved.expand_as(std), std.pow(-2))):
             for _ in range(SCORING_STEPS):
                 value = loss(head)
                 better = value < best_loss
                 best_loss = torch.where(better, value, best_loss)
                 best = torch.where(better.unsqueeze(1), head, best)
-                head = solve(*irls_targets(landing, start + design @ head, std))
+                response, weight = likelihood.irls_targets(landing, unclipped(head), std)
+                head = solve(response - start, weight)
         # Contiguous, as a loaded checkpoint is: another layout would round differently.
         self._parameters["head"] = best.to(inputs.dtype).contiguous()
 
@@ -271,7 +279,8 @@ class ProbabilisticEnsemble(DynamicsModel):
         """Negative log-likelihood per member and transition, ``[E, n]``."""
         hidden = self._hidden(inputs, p)
         std = self._noise(hidden, p)
-        return negative_log_likelihood(targets, self._destinations(positions, inputs, hidden, p), std).sum(-1)
+        destinations = self._destinations(positions, inputs, hidden, p)
+        return self._likelihood.negative_log_likelihood(targets, destinations, std).sum(-1)
 
     @torch.no_grad()
     def _held_out_loss(self, positions: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:

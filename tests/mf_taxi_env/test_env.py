@@ -559,7 +559,9 @@ def test_an_unknown_render_mode_raises() -> None:
 
 def test_unknown_arguments_raise() -> None:
     """No silent keyword arguments, and the message says whose they are and what there is."""
-    with pytest.raises(TypeError, match=r"MFTaxi-v0 got an unexpected keyword argument 'paramterization'; it has scenario, cells,"):
+    with pytest.raises(
+        TypeError, match=r"MFTaxi-v0 got an unexpected keyword argument 'paramterization'; it has scenario, cells,"
+    ):
         taxi(paramterization="cells")
     with pytest.raises(TypeError, match="MFSwarm1D-v0 got an unexpected keyword argument 'scenario'"):
         make("MFSwarm1D-v0", scenario="shenzhen")

@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from mf_taxi_env import FleetSimulator, Scenario, TaxiMDP, load_scenario
+from mf_taxi_env import FleetSimulator, Scenario, SwarmMDP, TaxiMDP, load_scenario
 
 Make = Callable[..., Scenario]
 
@@ -410,3 +410,39 @@ def test_bad_arguments_raise(make_scenario: Make, argument: str, value: object) 
     """The message names the argument and the value."""
     with pytest.raises(ValueError, match=rf"{argument} .*{value}"):
         FleetSimulator(TaxiMDP(make_scenario(3)), **{"n_taxis": 10, argument: value})  # type: ignore[arg-type]
+
+
+# -- a world without trips ----------------------------------------------------------------------------------------------
+
+
+def test_particles_of_a_swarm_follow_the_mean_field() -> None:
+    """On the ring nobody is carried, particles cross the seam, and 10^5 of them stay within sampling error for an episode."""
+    swarm = SwarmMDP(cells=20, horizon=15, dtype=torch.float64)
+    field = swarm.optimal_actions()
+
+    class Analytic:
+        def field(self, mu: Tensor, t: int) -> Tensor:
+            return field
+
+        def __call__(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
+            return field[swarm.grid.index(positions)]
+
+    rollout, path = FleetSimulator(swarm, 100_000, seed=4).rollout(Analytic()), swarm.rollout(Analytic())
+    for t in range(1, 16):
+        assert total_variation(rollout.distributions[t], path.mu[t]) < 2 * expected_error(path.mu[t], 100_000)
+    assert not rollout.occupied.any() and rollout.travelled_km.isnan().all()
+    assert rollout.positions.shape == (100_000, 1)
+    again = FleetSimulator(swarm, 100_000, seed=4).rollout(Analytic())
+    assert torch.equal(again.positions, rollout.positions)
+
+
+def test_representative_particles_move_in_the_given_distribution() -> None:
+    """A world without trips serves nobody: positions stay, and a step may be told the distribution that it happens in."""
+    swarm = SwarmMDP(cells=10)
+    particles = FleetSimulator(swarm, 50, seed=1, resolution="continuous")
+    before = particles.positions
+    assert torch.equal(particles.serve(swarm.ergodic()), particles.distribution)
+    assert torch.equal(particles.positions, before)
+    particles.step(torch.zeros(50, 1), swarm.ergodic())
+    moved = swarm.space.displacement(before, particles.positions)
+    assert 0.05 < float(moved.std()) < 0.15  # the noise of a step, 0.1, and no drift

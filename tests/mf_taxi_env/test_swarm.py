@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mf_taxi_env import EntropyFloor, Grid, MeanFieldMDP, Scenario, TaxiMDP
+from mf_taxi_env.bound import analytic_return, episode_score, possible_return, stay_return
 from mf_taxi_env.information import entropy_fraction
 from mf_taxi_env.motion import TorusMotion
 from mf_taxi_env.safety import DistanceCap, KeepAway, RegionCapacity, RegionCoverage, SmoothedEntropyFloor, WeightedEntropyFloor
@@ -323,3 +324,22 @@ def test_constraints_that_do_not_ask_where_cells_are_suit_the_ring() -> None:
 
     constraints = (EntropyFloor(0.5), WeightedEntropyFloor([1.0] * 100, 0.5), Own())
     assert SwarmMDP(constraints=constraints).constraints == constraints
+
+
+def test_score_is_the_share_of_the_analytic_return() -> None:
+    """Staying put scores 0, the analytic control 1; a policy may exceed it, for steps and horizon are finite."""
+    mdp = SwarmMDP(dtype=DTYPE)
+    analytic, stay = mdp.rollout(Constant(mdp.optimal_actions())), mdp.rollout(Constant(torch.zeros(100, 1, dtype=DTYPE)))
+    assert possible_return(mdp) == analytic_return(mdp) == pytest.approx(194.09, abs=0.005)
+    assert stay_return(mdp) == float(stay.returns)
+    assert episode_score(stay, mdp) == 0.0 and episode_score(analytic, mdp) == 1.0
+    slower = mdp.rollout(Constant(0.8 * mdp.optimal_actions()))
+    assert episode_score(slower, mdp) == pytest.approx((float(slower.returns) - float(stay.returns)) / 720.536, abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"density_term": False}, {"constraints": (EntropyFloor(0.1),)}])
+def test_no_score_where_the_best_is_unknown(options: dict[str, Any]) -> None:
+    """The analytic control is the best of the unconstrained swarm with its density term, and a yardstick of no other."""
+    mdp = SwarmMDP(cells=10, horizon=3, **options)
+    executed = mdp.rollout(Constant(mdp.optimal_actions()))
+    assert math.isnan(possible_return(mdp)) and math.isnan(episode_score(executed, mdp))

@@ -14,6 +14,7 @@ from mf_taxi_env.noise import TruncatedGaussian
 from safe_m3_agent import Config
 from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
+from safe_m3_agent.model.gaussian_process import GPConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.transitions import Transitions
 
@@ -75,6 +76,7 @@ def tiny() -> Config:
     return Config(
         representative_agents=4,
         ensemble=EnsembleConfig(members=3, hidden=(4, 4), steps=6),
+        gp=GPConfig(members=3, inducing=10, features=8, steps=2),
         bptt=BPTTConfig(epochs=4),
         certificate=CertificateConfig(restarts=2, steps=1, attempts=2),
     )

@@ -17,6 +17,7 @@ from mf_taxi_env import EntropyFloor, FleetSimulator, TaxiMDP, load_scenario
 from safe_m3_agent import Config, Episode, History, SafeM3UCRL
 from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
+from safe_m3_agent.model.gaussian_process import GPConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.policy import PolicyConfig
 
@@ -93,6 +94,17 @@ def test_congested_motion(make_world: Callable[..., TaxiMDP]) -> None:
     assert history[-1].score >= 0.15
 
 
+@pytest.mark.parametrize("motion", ["free", "congested"])
+def test_gaussian_process(make_world: Callable[..., TaxiMDP], motion: str) -> None:
+    """With a Gaussian process in the ensemble's place the fleet comes to move with a certificate, and never violates."""
+    world = make_world(cells=5, floor=0.9, horizon=6, motion=motion)
+    history = SafeM3UCRL(world, replace(QUICK, model="gp"), seed=0).learn(4)
+    assert history.violations == 0 and min(history.column("min_margin")) > 0
+    assert any(history.column("certified"))
+    assert history[-1].score >= 0.15
+    assert float(np.mean(history.column("coverage")[1:])) >= 0.95
+
+
 def test_a_world_without_constraints(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
     """Nothing to keep: every policy is certified, margins are infinite, no step violates."""
     history = SafeM3UCRL(make_world(constraints=()), tiny).learn(2)
@@ -117,6 +129,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "network per step": ({"policy": PolicyConfig("network", per_step=True, hidden=(6,))}, {}),
     "policy exploration, congested": ({"exploration": "policy", "beta": 0.5}, {"motion": "congested"}),
     "learned noise": ({"ensemble": EnsembleConfig(members=3, hidden=(4, 4), steps=6, learn_noise=True)}, {}),
+    "sparse Gaussian process": ({"model": "gp"}, {}),
+    "exact Gaussian process, learned noise": (
+        {"model": "gp", "gp": GPConfig(kind="exact", members=3, features=8, steps=2, learn_noise=True)},
+        {"dtype": torch.float64},
+    ),
     "known": ({"model": "known"}, {}),
     "unconstrained": ({"constrained": False}, {}),
 }

@@ -30,15 +30,15 @@ from mf_taxi_env import (
     TaxiMDP,
     WeightedEntropyFloor,
 )
-from safe_m3_agent import Config, SafeM3UCRL, checkpoint
+from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.checkpoint import (
     CHECKPOINT_FILE,
     FORMAT,
     RUN_FILE,
-    SCENARIO_FILE,
     load_checkpoint,
     save_checkpoint,
 )
+from safe_m3_agent.worlds import SCENARIO_FILE
 
 CPU = torch.device("cpu")
 
@@ -131,7 +131,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(
     before = (saved / CHECKPOINT_FILE).read_bytes()
     agent.learn(1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", failure)
+        patch.setattr("safetensors.torch.save_file", failure)
         with pytest.raises(OSError, match="No space left"):
             agent.save(saved)
     assert (saved / CHECKPOINT_FILE).read_bytes() == before

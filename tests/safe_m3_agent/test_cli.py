@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +19,11 @@ pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
 
 from safe_m3_agent import SafeM3UCRL
-from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE, SCENARIO_FILE
+from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE
 from safe_m3_agent.cli import main
+from safe_m3_agent.planners.bptt import BPTTPlanner, Plan
 from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE
+from safe_m3_agent.worlds import SCENARIO_FILE
 
 SMALL = [
     *("--cells", "6", "--horizon", "3", "--noise-std", "0.1", "--entropy-floor", "0.8", "--representative-agents", "4"),
@@ -207,6 +211,97 @@ def test_options_out_of_range_are_explained(tmp_path: Path, capsys: pytest.Captu
     assert "members must be at least 2, got 1" in text and "Traceback" not in text
 
 
+def test_a_planner_that_breaks_down_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line: which episode, what the folder still holds, why --resume will not help; the run can be evaluated."""
+    plan = BPTTPlanner.plan
+
+    def broken(self: BPTTPlanner, *arguments: Any, **options: Any) -> Plan:
+        return plan(self, *arguments, **options)._replace(objective=math.nan)
+
+    monkeypatch.setattr(BPTTPlanner, "plan", broken)
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as caught:
+        train(out, episodes=3)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("safe-m3: error: episode 1 failed: the planner's objective is nan")
+    assert f"{out} holds the run up to there (episodes: 1)" in error and "--resume would fail" in error
+    assert len(SafeM3UCRL.load(out).history) == 1
+    main(["evaluate", str(out)])
+    assert "0 violations" in capsys.readouterr().out
+
+
+def test_importing_without_the_extra_is_harmless() -> None:
+    """Without tyro, matplotlib and the rest the module imports; main() says what to install, in one line."""
+    blocked = ("tyro", "matplotlib", "safetensors", "tensorboard", "tqdm", "cvxpy", "wandb")
+    program = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked)", name=name)
+sys.meta_path.insert(0, Blocker())
+import safe_m3_agent.cli
+print("imported")
+safe_m3_agent.cli.main(["--help"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "imported\n" and done.returncode == 1
+    assert done.stderr.startswith("safe-m3: error: ") and "safe-m3-taxi[agent]" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_a_device_that_is_not_there_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A typo in the device is one line as well."""
     assert "device" in refusal(capsys, "train", *SMALL, "--device", "abacus", "--out", str(tmp_path / "new"))
+
+
+# -- the swarm ------------------------------------------------------------------------------------------------------------
+
+RING = [
+    *("--world", "swarm", "--cells", "8", "--horizon", "20", "--representative-agents", "4", "--bptt.epochs", "3"),
+    *("--ensemble.members", "3", "--ensemble.hidden", "4", "4", "--ensemble.steps", "6"),
+    *("--certificate.restarts", "2", "--certificate.steps", "1"),
+]
+
+
+@pytest.mark.parametrize("options", [("--no-constrained",), ("--entropy-floor", "0.5")], ids=["free", "floor"])
+def test_a_swarm_is_trained_and_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]) -> None:
+    """The summary tells what is known to be possible; the run has every file but a scenario, resumes, and is evaluated."""
+    out = tmp_path / "run"
+    main(["train", *RING, *options, "--episodes", "2", "--out", str(out)])
+    shown = capsys.readouterr().out
+    floor = "--entropy-floor" in options
+    assert "swarm, 8 cells of a ring" in shown and "the analytic control" in shown and "nats of" not in shown
+    assert ("entropy of the fleet at least 50% of its maximum" in shown) == floor
+    assert {RUN_FILE, CHECKPOINT_FILE, HISTORY_FILE, "metrics.json"} <= {path.name for path in out.iterdir()}
+    assert not (out / SCENARIO_FILE).exists()
+    assert (out / FIGURES_FOLDER / "learning_curve.png").read_bytes().startswith(PNG)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["score"] is None) == (metrics["bound"] is None) == floor
+    main(["train", *RING, *options, "--episodes", "3", "--out", str(out), "--resume"])
+    assert "Going on after episode 2" in capsys.readouterr().out and len(rows(out)) == 3
+    main(["evaluate", str(out)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:22]] == [*map(str, range(1, 21)), "mean"]
+    assert lines[23] == f"return {SafeM3UCRL.load(out).history[-1].reward:.3f}"
+    assert "taxis in a city, got one of SwarmMDP" in refusal(capsys, "fleet", str(out))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("--world", "swarm", "--scenario", "shenzhen"), "--scenario"),
+        (("--world", "swarm", "--noise-std", "0.1"), "--noise-std"),
+        (("--world", "swarm", "--motion", "free"), "--motion"),
+        (("--world", "taxi", "--dt", "0.1"), "--dt"),
+    ],
+)
+def test_options_of_the_other_world_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], option: str
+) -> None:
+    """An option that would have no effect is not swallowed."""
+    error = refusal(capsys, "train", *arguments, "--out", str(tmp_path / "new"))
+    assert f"{option} is no option of --world {arguments[1]}" in error

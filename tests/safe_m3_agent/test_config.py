@@ -13,6 +13,7 @@ from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.checkpoint import from_dict
 from safe_m3_agent.model.ensemble import EnsembleConfig
+from safe_m3_agent.model.gaussian_process import GPConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.policy import PolicyConfig
 
@@ -27,6 +28,7 @@ CHANGED = Config(
     adversaries=0,
     policy=PolicyConfig("network", per_step=True, hidden=(8, 4, 2)),
     ensemble=EnsembleConfig(members=3, hidden=(5, 6), learn_noise=True, residual_scale=1 / 3),
+    gp=GPConfig(kind="exact", lengthscale=1 / 7),
     bptt=BPTTConfig(epochs=9, learning_rate=0.1 + 0.2),
     barrier=BarrierConfig(initial=1.0),
     certificate=CertificateConfig(restarts=9),

@@ -87,3 +87,29 @@ def test_records_survive_json(history: History) -> None:
     assert again == history
     assert again[1].seconds == 0.5
     assert again[1].worst_margin == 0.1 + 0.2
+
+
+def test_a_table_gives_back_the_history(history: History, tmp_path: Path) -> None:
+    """What was written is what is read: numbers to the last bit, NaN, truth values."""
+    history.to_csv(tmp_path / "h.csv")
+    loaded = History.from_csv(tmp_path / "h.csv")
+    assert loaded == history and loaded[1].certified is True and loaded[0].seconds == FIRST.seconds
+    assert isinstance(loaded[0].episode, int)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("reward", "award", "lacks the columns \\['reward'\\]"),
+        ("-5.25", "much", "could not convert"),
+        ("True", "maybe", "maybe"),
+    ],
+)
+def test_a_damaged_table_is_refused(history: History, tmp_path: Path, before: str, after: str, message: str) -> None:
+    """A column that is gone and a value that is none are told with the file's name."""
+    path = tmp_path / "h.csv"
+    history.to_csv(path)
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(ValueError, match=message) as caught:
+        History.from_csv(path)
+    assert str(path) in str(caught.value)

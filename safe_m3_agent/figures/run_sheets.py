@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mf_taxi_env import FleetRollout, TaxiMDP, Trajectory
-from mf_taxi_env.bound import certified_bound
+from mf_taxi_env import FleetRollout, ParticleMDP, TaxiMDP, Trajectory
+from mf_taxi_env.bound import possible_return, stay_return
 from mf_taxi_env.render import maps_sheet
+from safe_m3_agent.figures.style import BLUE, GREEN, GREY, ORANGE, RED, clean
 from safe_m3_agent.history import History
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: distinguishable with every kind of colour vision.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 
+def learning_curve(history: History, mdp: ParticleMDP) -> Figure:
+    """Score per episode against what is possible, and the safety margin per episode against the limit.
 
-def learning_curve(history: History, mdp: TaxiMDP) -> Figure:
-    """Score and return per episode against what is possible, and the safety margin per episode against the limit.
+    Where it is not known what is possible, as in a swarm with constraints, the return stands in for the score.
 
     Args:
         history: The executed episodes, at least one.
@@ -32,26 +32,30 @@ def learning_curve(history: History, mdp: TaxiMDP) -> Figure:
     if not len(history):
         raise ValueError("history must hold at least one episode")
     episodes = np.array(history.column("episode"))
-    score = np.array(history.column("score"), dtype=float)
+    unit = _unit(mdp)
+    earned = np.array(history.column("reward" if unit is None else "score"), dtype=float)
+    stay = stay_return(mdp) if unit is None else 0.0
     margin = np.array(history.column("min_margin"), dtype=float)
     worst = np.array(history.column("worst_margin"), dtype=float)
     certified = np.array(history.column("certified"), dtype=bool)
-    bound = certified_bound(mdp)
 
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    top.axhline(1.0, color=GREEN, linestyle="--", linewidth=1.2)
-    top.axhline(0.0, color=GREY, linestyle=":", linewidth=1.2)
-    top.plot(episodes, score, color=BLUE, linewidth=2, drawstyle="steps-post", label="policy in use")
-    top.plot(episodes[certified], score[certified], "o", color=BLUE, markersize=4, label="new policy certified")
+    top.axhline(stay, color=GREY, linestyle=":", linewidth=1.2)
+    top.plot(episodes, earned, color=BLUE, linewidth=2, drawstyle="steps-post", label="policy in use")
+    top.plot(episodes[certified], earned[certified], "o", color=BLUE, markersize=4, label="new policy certified")
     edge = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 9}
-    top.annotate(f"certified bound: {bound.reward:.2f} nats", (0.01, 1.0), xytext=(0, -4), va="top", color=GREEN, **edge)
-    top.annotate("staying put", (0.99, 0.0), xytext=(0, 4), va="bottom", ha="right", color=GREY, **edge)
-    top.set_ylabel("score\n(share of the possible)")
-    finite = score[np.isfinite(score)]
-    top.set_ylim(min(-0.05, *(finite.tolist() or [0.0])) - 0.02, 1.08)
+    if unit is not None:
+        top.axhline(1.0, color=GREEN, linestyle="--", linewidth=1.2)
+        top.annotate(unit, (0.01, 1.0), xytext=(0, -4), va="top", color=GREEN, **edge)
+    top.annotate("staying put", (0.99, stay), xytext=(0, 4), va="bottom", ha="right", color=GREY, **edge)
+    top.set_ylabel("return" if unit is None else "score\n(share of the possible)")
+    if unit is not None:
+        finite = earned[np.isfinite(earned)].tolist()
+        top.set_ylim(min([-0.05, *finite]) - 0.02, max([1.0, *finite]) + 0.08)
     top.legend(loc="center right", frameon=False)
-    top.set_title(f"{mdp.scenario.name}: {len(history)} episodes, {history.violations} with a violation", loc="left")
+    name = mdp.scenario.name if isinstance(mdp, TaxiMDP) else "swarm"
+    top.set_title(f"{name}: {len(history)} episodes, {history.violations} with a violation", loc="left")
 
     # Only adversaries near the limit say something; early ones are far below and would flatten the rest.
     known = margin[np.isfinite(margin)] if np.isfinite(margin).any() else np.zeros(1)  # infinite without constraints
@@ -69,10 +73,16 @@ def learning_curve(history: History, mdp: TaxiMDP) -> Figure:
     bottom.set_xlabel("episode")
     bottom.legend(loc="upper right", frameon=False, fontsize=9)
     for axes in (top, bottom):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0.01)
+        clean(axes)
     return figure
+
+
+def _unit(mdp: ParticleMDP) -> str | None:
+    """What scores 1, in words; None where there is no score."""
+    most = possible_return(mdp)
+    if math.isnan(most):
+        return None
+    return f"certified bound: {most:.2f} nats" if isinstance(mdp, TaxiMDP) else f"analytic control: {most:.2f}"
 
 
 def fleet_sheet(executed: Trajectory, rollout: FleetRollout, mdp: TaxiMDP) -> Figure:
@@ -92,8 +102,3 @@ def fleet_sheet(executed: Trajectory, rollout: FleetRollout, mdp: TaxiMDP) -> Fi
         points=(f"{m:,} taxis, step {mdp.horizon}", rollout.positions.double().cpu().numpy()),
         title=f"{mdp.scenario.name}: where passengers are, and where the policy takes the fleet",
     )
-
-
-def finite(value: float, digits: int = 3) -> str:
-    """A number for a person: ``-`` where there is none."""
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"

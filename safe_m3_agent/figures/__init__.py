@@ -1,0 +1,10 @@
+"""Pictures of runs. Needs matplotlib (extra ``agent``).
+
+:mod:`~safe_m3_agent.figures.run_sheets` draws one run, :mod:`~safe_m3_agent.figures.paper` the figures of arXiv 2306.17052 from
+many.
+"""
+
+from safe_m3_agent.figures.run_sheets import fleet_sheet, learning_curve
+from safe_m3_agent.figures.style import finite
+
+__all__ = ["finite", "fleet_sheet", "learning_curve"]

@@ -1,0 +1,188 @@
+"""Recorded runs, and groups of them that differ in nothing but their seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mf_taxi_env import EntropyFloor, TaxiMDP, Trajectory
+from safe_m3_agent.agent import SafeM3UCRL
+from safe_m3_agent.checkpoint import CHECKPOINT_FILE, read_run_files
+from safe_m3_agent.config import Config, ModelName
+from safe_m3_agent.history import History
+from safe_m3_agent.policy import make_policy
+from safe_m3_agent.run import HISTORY_FILE
+from safe_m3_agent.worlds import world_facts
+
+#: Settings that mean nothing to an agent that is given the motion.
+OF_LEARNING = {
+    *("model", "beta", "optimistic", "representative_agents", "exploration", "exploration_candidates", "adversaries"),
+    *get_args(ModelName),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedRun:
+    """A run as its folder tells it: settings, history, and what its last policy does.
+
+    Attributes:
+        folder: The run's folder.
+        world: The true world.
+        config: Settings of the agent.
+        seed: Seed.
+        history: The executed episodes, at least one.
+    """
+
+    folder: Path
+    world: TaxiMDP
+    config: Config
+    seed: int
+    history: History
+
+    @classmethod
+    def read(cls, folder: Path) -> RecordedRun:
+        """Read ``run.json``, ``history.csv`` and, later and only where needed, the checkpoint.
+
+        Raises:
+            FileNotFoundError: If there is no run, or no checkpoint.
+            ValueError: If a file is not readable, or no episode is recorded.
+        """
+        world, config, seed = read_run_files(folder, None, "cpu")
+        if not isinstance(world, TaxiMDP):
+            raise ValueError(f"{folder} is no run in a city, which these figures are of: its world is a {type(world).__name__}")
+        for name in (HISTORY_FILE, CHECKPOINT_FILE):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} holds no whole run: it has no {name}")
+        history = History.from_csv(folder / HISTORY_FILE)
+        if not len(history):
+            raise ValueError(f"{folder / HISTORY_FILE} holds no episode")
+        return cls(folder, world, config, seed, history)
+
+    @cached_property
+    def agent(self) -> SafeM3UCRL:
+        """The agent as it was saved."""
+        return SafeM3UCRL.load(self.folder, mdp=self.world)
+
+    @cached_property
+    def executed(self) -> Trajectory:
+        """The last policy's episode in the true mean field."""
+        with torch.no_grad():
+            return self.world.rollout(self.agent.policy)
+
+
+class Group:
+    """Runs that differ in nothing but their seed.
+
+    Args:
+        runs: At least one, of equal settings.
+    """
+
+    def __init__(self, runs: Sequence[RecordedRun]) -> None:
+        self.runs = sorted(runs, key=lambda run: run.seed)
+        self.world, self.config = runs[0].world, runs[0].config
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs, ascending."""
+        return [run.seed for run in self.runs]
+
+    @property
+    def known(self) -> bool:
+        """Whether the agent was given the motion."""
+        return self.config.model == "known"
+
+    @property
+    def floor(self) -> float | None:
+        """The entropy floor, a share of ``log K``; None where the constraints are others."""
+        if len(self.world.constraints) == 1 and isinstance(self.world.constraints[0], EntropyFloor):
+            return self.world.constraints[0].fraction
+        return None
+
+    @property
+    def episodes(self) -> int:
+        """Episodes that all runs have."""
+        return min(len(run.history) for run in self.runs)
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """One number of every episode that all runs have, ``[runs, episodes]``."""
+        return np.array([run.history.column(name)[: self.episodes] for run in self.runs], dtype=np.float64)
+
+    @property
+    def middle(self) -> RecordedRun:
+        """The run of the (lower) median last return: one that stands for all."""
+        ranked = sorted(self.runs, key=lambda run: run.history[-1].reward)
+        return ranked[(len(ranked) - 1) // 2]
+
+    def settings(self, *without: str) -> str:
+        """All settings but the seed and those named, as text: equal for groups that differ in nothing else.
+
+        Args:
+            without: Names of settings of the agent; ``"entropy_floor"``; ``"constraints"``; or ``"learning"`` for all that
+                means nothing to an agent that is given the motion.
+        """
+        config, world = dataclasses.asdict(self.config), world_facts(self.world)
+        if "entropy_floor" in without and self.floor is not None:
+            world["constraints"] = "an entropy floor"
+        if "constraints" in without:
+            del world["constraints"]
+        dropped = {*without, *(OF_LEARNING if "learning" in without else ())}
+        config = {name: value for name, value in config.items() if name not in dropped}
+        return json.dumps([world, config], sort_keys=True)
+
+    @property
+    def city(self) -> str:
+        """The world apart from its constraints, as text."""
+        facts = world_facts(self.world)
+        del facts["constraints"]
+        return json.dumps(facts, sort_keys=True)
+
+    def __repr__(self) -> str:
+        return f"Group({', '.join(str(run.folder) for run in self.runs)})"
+
+
+def read_groups(folders: Iterable[Path]) -> list[Group]:
+    """Read runs and group them by their settings, those with most runs first, then those with fewest representative agents.
+
+    Raises:
+        FileNotFoundError: If a folder holds no run.
+        ValueError: If a file is not readable, or two folders hold the same run: it would count as two seeds.
+    """
+    found: dict[str, dict[int, RecordedRun]] = {}
+    for folder in folders:
+        run = RecordedRun.read(folder)
+        same = found.setdefault(Group([run]).settings(), {})
+        if run.seed in same:
+            raise ValueError(f"{same[run.seed].folder} and {folder} hold the same run, seed {run.seed}: name one of them")
+        same[run.seed] = run
+    groups = [Group(list(runs.values())) for runs in found.values()]
+    return sorted(groups, key=lambda group: (-len(group.runs), group.config.representative_agents, str(group.runs[0].folder)))
+
+
+def staying_put(world: TaxiMDP) -> Trajectory:
+    """The episode of a fleet that does not reposition."""
+    stay = make_policy(Config().policy, world, torch.Generator(world.device))
+    with torch.no_grad():
+        return world.rollout(stay)
+
+
+def with_floor(world: TaxiMDP, floor: float) -> TaxiMDP:
+    """The same world under one entropy floor, a share of ``log K``."""
+    return TaxiMDP(
+        world.scenario,
+        horizon=world.horizon,
+        noise_std=world.noise.std,
+        motion=world.motion,
+        constraints=[EntropyFloor(floor)],
+        reward_timing=world.reward_timing,
+        device=world.device,
+        dtype=world.dtype,
+    )
