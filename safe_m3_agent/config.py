@@ -10,9 +10,10 @@ from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
+from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.policy import PolicyConfig
 
-PlannerName = Literal["bptt"]
+PlannerName = Literal["bptt", "ddpg"]
 ModelName = Literal["ensemble", "known"]
 Exploration = Literal["free", "policy"]
 
@@ -22,7 +23,7 @@ class Config:
     """Settings of :class:`~safe_m3_agent.SafeM3UCRL`.
 
     Attributes:
-        planner: ``"bptt"``: MF-BPTT.
+        planner: ``"bptt"``: MF-BPTT; ``"ddpg"``: MF-DDPG.
         model: ``"ensemble"`` learns the motion; ``"known"`` is given it (Remark 1 of the paper).
         constrained: ``False`` is M3-UCRL: no barrier and no certificate; margins are still recorded.
         optimistic: Choose the hallucinated control together with the policy (Eq. 8a); ``False`` plans on the model's mean.
@@ -36,6 +37,7 @@ class Config:
         policy: Kind of policy.
         ensemble: Settings of the ensemble.
         bptt: Settings of MF-BPTT.
+        ddpg: Settings of MF-DDPG.
         barrier: Weight and width of the barrier.
         certificate: How hard the certificate's adversary looks.
     """
@@ -52,6 +54,7 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     bptt: BPTTConfig = field(default_factory=BPTTConfig)
+    ddpg: DDPGConfig = field(default_factory=DDPGConfig)
     barrier: BarrierConfig = field(default_factory=BarrierConfig)
     certificate: CertificateConfig = field(default_factory=CertificateConfig)
 

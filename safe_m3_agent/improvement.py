@@ -13,6 +13,8 @@ from safe_m3_agent.certificate import Certificate, Certifier
 from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.planners.bptt import BPTTPlanner
+from safe_m3_agent.planners.ddpg import DDPGPlanner
+from safe_m3_agent.planners.planner import Planner, planned_worlds
 from safe_m3_agent.policy import Policy
 
 #: Steps shorter than this share of the way to the planned policy are not worth a certificate.
@@ -27,6 +29,13 @@ class Decision(NamedTuple):
     objective: float  #: of the planner at its last epoch; NaN where nothing was planned
     worst_margin: float  #: under the worst plausible motion found for the last candidate; NaN where none was looked for
     weight: float  #: of the barrier
+
+
+def make_planner(config: Config) -> Planner:
+    """The planner that the settings name."""
+    if config.planner == "ddpg":
+        return DDPGPlanner(config.ddpg, config.barrier.width)
+    return BPTTPlanner(config.bptt, config.barrier.width)
 
 
 class SafeImprovement:
@@ -45,7 +54,7 @@ class SafeImprovement:
         self.certificates = 0
         #: The last plan that was refused: a start for the next one, where it is nearer to a certificate than the policy in use.
         self.draft: Policy | None = None
-        self._planner = BPTTPlanner(config.bptt, config.barrier.width)
+        self.planner = make_planner(config)
         self._certifier = Certifier(config.certificate)
 
     def improve(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator, *, informed: bool) -> Decision:
@@ -66,11 +75,13 @@ class SafeImprovement:
             return Decision(policy, False, math.nan, math.nan, weight)
         optimistic = config.optimistic and not learned.model.exact
         start = self._start(learned, policy) if config.constrained else policy
-        plan = self._planner.plan(learned, start, weight=weight, adversaries=self.adversaries, optimistic=optimistic)
+        plan = self.planner.plan(
+            learned, start, weight=weight, adversaries=self.adversaries, optimistic=optimistic, generator=generator
+        )
         if not math.isfinite(plan.objective):
             raise FloatingPointError(
                 f"the planner's objective is {plan.objective}. The policy in use and all that was learned are intact; a "
-                "smaller bptt.learning_rate or a larger barrier.width may help"
+                "smaller bptt.learning_rate or ddpg.actor_step, or a larger barrier.width may help"
             )
         if not config.constrained:
             return Decision(plan.policy, False, plan.objective, math.nan, weight)
@@ -115,8 +126,7 @@ class SafeImprovement:
 
     @torch.no_grad()
     def _known_worst(self, learned: HallucinatedMDP, policy: Policy) -> float:
-        worlds = learned.plausible(torch.cat([self.adversaries.new_zeros(1, learned.model.members), self.adversaries]))
-        return float(worlds.rollout(policy).worst_margin.min())
+        return float(planned_worlds(learned, self.adversaries).rollout(policy).worst_margin.min())
 
 
 @torch.no_grad()

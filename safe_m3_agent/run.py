@@ -42,6 +42,8 @@ class RunFolder:
         for name, value in dataclasses.asdict(episode).items():
             if name != "episode" and math.isfinite(value):
                 self._events.add_scalar(name, float(value), episode.episode)
+        for name, value in agent.planner_metrics.items():
+            self._events.add_scalar(f"planner/{name}", value, episode.episode)
         self._events.flush()
 
     def __enter__(self) -> Self:

@@ -15,6 +15,7 @@ from safe_m3_agent import Config
 from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
+from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.transitions import Transitions
 
 SIX_BY_SIX = Grid(6)
@@ -76,6 +77,9 @@ def tiny() -> Config:
         representative_agents=4,
         ensemble=EnsembleConfig(members=3, hidden=(4, 4), steps=6),
         bptt=BPTTConfig(epochs=4),
+        ddpg=DDPGConfig(
+            rounds=2, episodes=4, critic_steps=3, critic_batch=4, actor_batch=2, hidden=8, modes=3, replay_episodes=6
+        ),
         certificate=CertificateConfig(restarts=2, steps=1, attempts=2),
     )
 
