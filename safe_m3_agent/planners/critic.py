@@ -21,7 +21,9 @@ LEAST_UNIT = 0.3
 
 
 class Critic(nn.Module, ABC):
-    """Two hidden layers over features of a transition, beside a linear path, in standardised units; each step has its own biases.
+    """Two hidden layers over features of a transition, beside a linear path, in standardised units.
+
+    Each step of the episode has biases and slopes of its own.
 
     Args:
         mdp: The learned world.
@@ -39,21 +41,23 @@ class Critic(nn.Module, ABC):
 
     def __init__(self, mdp: HallucinatedMDP, features: int, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
-        place = {"dtype": mdp.dtype, "device": mdp.device}
+        like = mdp.initial()
         self.density = float(mdp.grid.size)
         self.first = dense(features + 1 + mdp.model.members, hidden, mdp, generator)
-        self.steps = nn.Parameter(0.1 * torch.randn(mdp.horizon, hidden, generator=generator, **place))
+        self.steps = nn.Parameter(
+            0.1 * torch.randn(mdp.horizon, hidden, generator=generator, dtype=mdp.dtype, device=mdp.device)
+        )
         self.inner = dense(hidden, hidden, mdp, generator)
         # Zero at first: a new critic is the mean return-to-go.
-        self.out = nn.Parameter(torch.zeros(hidden, **place))
+        self.out = nn.Parameter(like.new_zeros(hidden))
         # A linear path beside the network: for small noise the return is nearly linear in the field.
-        self.slope = nn.Parameter(torch.zeros(features, **place))
-        self.slopes = nn.Parameter(torch.zeros(mdp.horizon, features, **place))
-        self.bias = nn.Parameter(torch.zeros(mdp.horizon, **place))
-        self.register_buffer("mean", torch.zeros(features, **place))
-        self.register_buffer("std", torch.ones(features, **place))
-        self.register_buffer("offset", torch.zeros(mdp.horizon, **place))
-        self.register_buffer("unit", torch.ones((), **place))
+        self.slope = nn.Parameter(like.new_zeros(features))
+        self.slopes = nn.Parameter(like.new_zeros(mdp.horizon, features))
+        self.bias = nn.Parameter(like.new_zeros(mdp.horizon))
+        self.register_buffer("mean", like.new_zeros(features))
+        self.register_buffer("std", like.new_ones(features))
+        self.register_buffer("offset", like.new_zeros(mdp.horizon))
+        self.register_buffer("unit", like.new_ones(()))
 
     @abstractmethod
     def features(self, shifted: Tensor, fields: Tensor | None) -> Tensor:
@@ -124,8 +128,8 @@ class GridCritic(Critic):
         smooth = self.modes.smooth(fields) / self.typical
         layers = torch.cat([density - 1.0, smooth, density * smooth], -1).mT
         images = layers.flatten(0, 1).unflatten(-1, (self.cells, self.cells))
-        seen = nn.functional.silu(self.narrow(nn.functional.silu(self.wide(images))))
-        return seen.unflatten(0, shifted.shape[:2]).flatten(2)
+        seen: Tensor = nn.functional.silu(self.narrow(nn.functional.silu(self.wide(images))))
+        return seen.reshape(*shifted.shape[:2], -1)
 
 
 class StateCritic(Critic):
@@ -142,7 +146,13 @@ class StateCritic(Critic):
 def make_critic(
     kind: CriticKind, mdp: HallucinatedMDP, modes: CosineModes, actions: int, hidden: int, generator: torch.Generator
 ) -> Critic:
-    """A new critic for fields of ``actions`` numbers per cell."""
+    """A new critic for fields of ``actions`` numbers per cell.
+
+    Raises:
+        ValueError: If convolutions are asked for in a world that is not a square.
+    """
+    if kind == "grid" and mdp.grid.dimension != 2:
+        raise ValueError(f"critic 'grid' needs a world of two dimensions, got {mdp.grid}; choose 'plain' or 'expansion'")
     if kind == "plain":
         return PlainCritic(mdp, modes, actions, hidden, generator)
     if kind == "grid":
@@ -153,8 +163,8 @@ def make_critic(
 def expand(stage: Stage, critic: Critic, actor: LiftedActor, now: Episodes, fields: Tensor, steps: int) -> Tensor:
     """Model-based value expansion: rewards of some steps through the model, then the critic's ``V``.
 
-    Differentiable by ``fields``, by the actor and by the critic (Feinberg et al. 2018, arXiv 1803.00101; here the lifted transition
-    is known, or learned, as a differentiable map).
+    Differentiable by ``fields``, by the actor and by the critic (Feinberg et al. 2018, arXiv 1803.00101); here the lifted
+    transition, known or learned, is a differentiable map.
 
     Args:
         stage: The learned world and the objective.
@@ -187,7 +197,7 @@ def _expand_from(
         if t + 1 == world.horizon:
             return total
         shifted = world.shift(mu, t + 1)
-    ahead = critic(shifted.unsqueeze(1), None, doubt.unsqueeze(1), z, min(first + steps, world.horizon))
+    ahead: Tensor = critic(shifted.unsqueeze(1), None, doubt.unsqueeze(1), z, min(first + steps, world.horizon))
     return total + ahead.squeeze(1)
 
 

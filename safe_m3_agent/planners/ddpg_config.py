@@ -16,8 +16,8 @@ class DDPGConfig:
     """Settings of MF-DDPG (arXiv 2306.17052, Algorithm 3).
 
     Attributes:
-        critic: ``"plain"``: ``Q(t, mu', field)`` from cosine modes; ``"grid"``: the same by convolutions; ``"expansion"``: a few
-            steps through the differentiable model, then ``V(t, mu')``.
+        critic: ``"plain"``: ``Q(t, mu', field)`` from cosine modes; ``"grid"``: the same by convolutions; ``"expansion"``: a
+            few steps through the differentiable model, then ``V(t, mu')``.
         rounds: Rounds per plan, each of episodes, critic steps, actor steps and an evaluation.
         episodes: Episodes per round, played at once.
         critic_steps: Gradient steps of the critic per round.

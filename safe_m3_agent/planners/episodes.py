@@ -144,13 +144,13 @@ def gaussian_starts(mdp: HallucinatedMDP, n: int, generator: torch.Generator) ->
     Returns:
         ``[n, K]``.
     """
-    place = {"dtype": mdp.dtype, "device": mdp.device}
-    center = torch.rand(n, 1, mdp.grid.dimension, generator=generator, **place)
-    std = 0.1 + 0.4 * torch.rand(n, 1, generator=generator, **place)
-    gaussian = (-0.5 * (mdp.grid.centers(**place) - center).square().sum(-1) / std.square()).softmax(-1)
     own = mdp.initial((n,))
-    shares = 0.5 ** torch.arange(8, **place)
+    center = own.new_empty(n, 1, mdp.grid.dimension).uniform_(generator=generator)
+    std = own.new_empty(n, 1).uniform_(0.1, 0.5, generator=generator)
+    cells = mdp.grid.centers(dtype=mdp.dtype, device=mdp.device)
+    gaussian = (-0.5 * (cells - center).square().sum(-1) / std.square()).softmax(-1)
+    shares = 0.5 ** torch.arange(8, dtype=mdp.dtype, device=mdp.device)
     mixed = own.unsqueeze(1) + shares.unsqueeze(-1) * (gaussian - own).unsqueeze(1)
     safe = (mdp.margins(mixed) >= 0).all(-1)
-    share = (shares * safe).amax(-1, keepdim=True) * torch.rand(n, 1, generator=generator, **place)
-    return own + share * (gaussian - own)
+    share = (shares * safe).amax(-1, keepdim=True) * own.new_empty(n, 1).uniform_(generator=generator)
+    return torch.lerp(own, gaussian, share)
