@@ -62,6 +62,7 @@ def main(cells: int = 25, threads: int = 2, epochs: int = 10, repeats: int = 5) 
             weight=0.1,
             adversaries=torch.zeros(adversaries, agent.model.members),
             optimistic=model != "known",
+            generator=torch.Generator(),
         )
         name = "field of actions" if kind == "field" else "network 2 x 256"
         _report(f"{name}, {model} dynamics, {adversaries} adversaries", plan, repeats, epochs)

@@ -79,6 +79,11 @@ class SafeM3UCRL:
         if config.constrained:
             self._warn_of_unsafe_start()
 
+    @property
+    def planner_metrics(self) -> dict[str, float]:
+        """Figures of the last plan that only its planner has, by name; none for MF-BPTT."""
+        return self._improvement.planner.metrics()
+
     # -- use --------------------------------------------------------------------------------------------------------------
 
     @property
@@ -181,6 +186,7 @@ class SafeM3UCRL:
             "adversaries": self._improvement.adversaries,
             **{f"policy.{name}": value for name, value in self._policy.state_dict().items()},
             **{f"draft.{name}": value for name, value in draft.items()},
+            **{f"planner.{name}": value for name, value in self._improvement.planner.state().items()},
             **{f"model.{name}": value for name, value in self.model.state().items()},
             **{f"transitions.{name}": value for name, value in self._transitions._asdict().items()},
         }
@@ -229,6 +235,7 @@ class SafeM3UCRL:
             if part("draft."):
                 agent._improvement.draft = copy.deepcopy(agent._policy)
                 agent._improvement.draft.load_state_dict(part("draft."))
+            agent._improvement.planner.load_state(part("planner."))
             agent.model.load_state(part("model."))
             agent._transitions = Transitions(**part("transitions."))
             agent._improvement.adversaries = tensors["adversaries"]

@@ -32,6 +32,11 @@ class Learner(Protocol):
         """The policy in use."""
         ...
 
+    @property
+    def planner_metrics(self) -> dict[str, float]:
+        """Figures of the last plan that only its planner has."""
+        ...
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write a checkpoint."""
         ...

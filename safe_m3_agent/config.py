@@ -11,9 +11,10 @@ from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.model.gaussian_process import GPConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
+from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.policy import PolicyConfig
 
-PlannerName = Literal["bptt"]
+PlannerName = Literal["bptt", "ddpg"]
 ModelName = Literal["ensemble", "gp", "known"]
 Exploration = Literal["free", "policy"]
 
@@ -23,7 +24,7 @@ class Config:
     """Settings of :class:`~safe_m3_agent.SafeM3UCRL`.
 
     Attributes:
-        planner: ``"bptt"``: MF-BPTT.
+        planner: ``"bptt"``: MF-BPTT; ``"ddpg"``: MF-DDPG.
         model: ``"ensemble"`` and ``"gp"``, a Gaussian process (extra ``gp``), learn the motion; ``"known"`` is given it
             (Remark 1 of the paper).
         constrained: ``False`` is M3-UCRL: no barrier and no certificate; margins are still recorded.
@@ -43,6 +44,7 @@ class Config:
         ensemble: Settings of the ensemble.
         gp: Settings of the Gaussian process.
         bptt: Settings of MF-BPTT.
+        ddpg: Settings of MF-DDPG.
         barrier: Weight and width of the barrier.
         certificate: How hard the certificate's adversary looks.
     """
@@ -62,6 +64,7 @@ class Config:
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     gp: GPConfig = field(default_factory=GPConfig)
     bptt: BPTTConfig = field(default_factory=BPTTConfig)
+    ddpg: DDPGConfig = field(default_factory=DDPGConfig)
     barrier: BarrierConfig = field(default_factory=BarrierConfig)
     certificate: CertificateConfig = field(default_factory=CertificateConfig)
 

@@ -13,6 +13,8 @@ from safe_m3_agent.certificate import Certificate, Certifier
 from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.planners.bptt import BPTTPlanner
+from safe_m3_agent.planners.ddpg import DDPGPlanner
+from safe_m3_agent.planners.planner import Planner, planned_worlds
 from safe_m3_agent.policy import Policy
 
 
@@ -24,6 +26,13 @@ class Decision(NamedTuple):
     objective: float = math.nan  #: of the last plan at its last epoch; NaN where nothing was planned
     worst_margin: float = math.nan  #: under the worst plausible motion found for the last candidate; NaN without one
     weight: float = 0.0  #: of the barrier that was planned with
+
+
+def make_planner(config: Config) -> Planner:
+    """The planner that the settings name."""
+    if config.planner == "ddpg":
+        return DDPGPlanner(config.ddpg, config.barrier.width)
+    return BPTTPlanner(config.bptt, config.barrier.width)
 
 
 class SafeImprovement:
@@ -48,7 +57,7 @@ class SafeImprovement:
         self.planned_at = 0
         #: The last plan that was refused: a start for the next one, where it is nearer to a certificate than the policy in use.
         self.draft: Policy | None = None
-        self._planner = BPTTPlanner(config.bptt, config.barrier.width)
+        self.planner = make_planner(config)
         self._certifier = Certifier(config.certificate)
 
     def improve(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator, *, transitions: int) -> Decision:
@@ -67,13 +76,14 @@ class SafeImprovement:
             if transitions == 0 or transitions < (1.0 + self.config.growth) * self.planned_at:
                 return Decision(policy, weight=self.weight)
             self.planned_at = transitions
-        return self._constrained(learned, policy, generator) if self.config.constrained else self._unconstrained(learned, policy)
+        improved = self._constrained if self.config.constrained else self._unconstrained
+        return improved(learned, policy, generator)
 
-    def _unconstrained(self, learned: HallucinatedMDP, policy: Policy) -> Decision:
+    def _unconstrained(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator) -> Decision:
         """M3-UCRL: whatever the planner comes up with."""
         objective = math.nan
         for _ in range(self.config.rounds):
-            policy, objective = self._plan(learned, policy)
+            policy, objective = self._plan(learned, policy, generator)
         return Decision(policy, objective=objective)
 
     def _constrained(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator) -> Decision:
@@ -84,7 +94,7 @@ class SafeImprovement:
             self._remember(self._certifier.certify(learned, policy, self.adversaries, generator))
         candidate = self._start(learned, policy)
         for _ in range(self.config.rounds):
-            candidate, objective = self._plan(learned, candidate)
+            candidate, objective = self._plan(learned, candidate, generator)
             certificate = self._certify(learned, candidate, generator)
             worst = certificate.margin
             if not certificate.certified:
@@ -103,13 +113,15 @@ class SafeImprovement:
                 best, taken = shorter, True
         return Decision(best, taken, objective, worst, weight)
 
-    def _plan(self, learned: HallucinatedMDP, start: Policy) -> tuple[Policy, float]:
+    def _plan(self, learned: HallucinatedMDP, start: Policy, generator: torch.Generator) -> tuple[Policy, float]:
         optimistic = self.config.optimistic and not learned.model.exact
-        plan = self._planner.plan(learned, start, weight=self.weight, adversaries=self.adversaries, optimistic=optimistic)
+        plan = self.planner.plan(
+            learned, start, weight=self.weight, adversaries=self.adversaries, optimistic=optimistic, generator=generator
+        )
         if not math.isfinite(plan.objective):
             raise FloatingPointError(
                 f"the planner's objective is {plan.objective}. The policy in use and all that was learned are intact; a "
-                "smaller bptt.learning_rate or a larger barrier.width may help"
+                "smaller bptt.learning_rate or ddpg.actor_step, or a larger barrier.width may help"
             )
         return plan.policy, plan.objective
 
@@ -145,8 +157,7 @@ class SafeImprovement:
 
     @torch.no_grad()
     def _known_worst(self, learned: HallucinatedMDP, policy: Policy) -> float:
-        worlds = learned.plausible(torch.cat([self.adversaries.new_zeros(1, learned.model.members), self.adversaries]))
-        return float(worlds.rollout(policy).worst_margin.min())
+        return float(planned_worlds(learned, self.adversaries).rollout(policy).worst_margin.min())
 
 
 @torch.no_grad()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mf_taxi_env.mdp import Field, Trajectory
+from mf_taxi_env.mdp import Field
 from safe_m3_agent.barrier import relaxed_log_barrier
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
+from safe_m3_agent.planners.planner import BestIterate, Plan, Planner, planned_margins, planned_worlds
 from safe_m3_agent.policy import Policy
-from safe_m3_agent.tightening import accumulated_tightening, lipschitz_constants
+from safe_m3_agent.tightening import lipschitz_constants
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,8 @@ class BPTTConfig:
             raise ValueError("learning_rate and gradient_clip must be positive and finite")
 
 
-class Plan(NamedTuple):
-    """What a planner came up with."""
-
-    policy: Policy
-    objective: float  #: of the last epoch
-    feasible: bool  #: whether the policy kept every constraint in every world that was planned for
-
-
-class BPTTPlanner:
-    """Maximises ``sum_t r(mu~_t) + lambda * barrier`` over policy and hallucinated control (arXiv 2306.17052, Eq. 8a).
-
-    The reward is that of the optimistic world, in which the hallucinated control is chosen together with the policy. The
-    barrier is that of the optimistic world, with its margins tightened, and of every adversarial world that certificates have
-    found so far: a policy that is planned against its own worst cases is certified sooner and closer to the constraint.
+class BPTTPlanner(Planner):
+    """Gradient ascent on the objective through all steps of the episode at once (arXiv 2306.17052, Algorithm 2).
 
     Args:
         config: Settings.
@@ -62,24 +50,24 @@ class BPTTPlanner:
         self.config = config
         self.width = width
 
-    def plan(self, mdp: HallucinatedMDP, policy: Policy, *, weight: float, adversaries: Tensor, optimistic: bool) -> Plan:
-        """Improve a copy of ``policy``; the best feasible iterate is kept, the last one where none was feasible.
-
-        Args:
-            mdp: The learned world.
-            policy: Where to start.
-            weight: Weight ``lambda`` of the barrier; 0 plans without constraints.
-            adversaries: Directions ``[A, E]`` of plausible motions to be safe against; ``A`` may be 0.
-            optimistic: Whether to choose the hallucinated control of the reward's world, or leave it at zero.
-        """
+    def plan(
+        self,
+        mdp: HallucinatedMDP,
+        policy: Policy,
+        *,
+        weight: float,
+        adversaries: Tensor,
+        optimistic: bool,
+        generator: torch.Generator,
+    ) -> Plan:
+        """Improve a copy of ``policy``; see :meth:`Planner.plan`. Nothing here is random: ``generator`` is left alone."""
         policy = copy.deepcopy(policy)
         parameters = list(policy.parameters())
-        worlds = mdp.plausible(torch.cat([adversaries.new_zeros(1, mdp.model.members), adversaries]))
+        worlds = planned_worlds(mdp, adversaries)
         eta = torch.zeros(mdp.grid.size, mdp.action_dim // 2, dtype=mdp.dtype, device=mdp.device, requires_grad=optimistic)
         optimizer = torch.optim.Adam([*parameters, *([eta] if optimistic else [])], lr=self.config.learning_rate, fused=True)
-        best = [parameter.detach().clone() for parameter in parameters]
-        best_return = torch.tensor(-math.inf, dtype=mdp.dtype, device=mdp.device)
-        objective = best_return
+        best = BestIterate(parameters)
+        objective = best.value
         lipschitz = lipschitz_constants(mdp)
         for epoch in range(self.config.epochs):
             field = policy.prepared()
@@ -88,22 +76,16 @@ class BPTTPlanner:
             objective = trajectory.returns[0]
             if weight:
                 objective = objective + weight * relaxed_log_barrier(margins, self.width).sum()
-            with torch.no_grad():
-                # Compared on the device: reading a number back would stall it in every epoch.
-                allowed = (margins >= 0).all() if weight else torch.ones_like(best_return, dtype=torch.bool)
-                better = allowed & (trajectory.returns[0] > best_return)
-                best_return = torch.where(better, trajectory.returns[0], best_return)
-                best = [torch.where(better, new, old) for new, old in zip(parameters, best, strict=True)]
+            allowed = (margins >= 0).all() if weight else torch.ones_like(objective, dtype=torch.bool)
+            best.offer(parameters, trajectory.returns[0].detach(), allowed)
             optimizer.param_groups[0]["lr"] = self._learning_rate(epoch)
             optimizer.zero_grad()
             (-objective).backward()
             torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip, foreach=True)
             optimizer.step()
-        feasible = bool(best_return > -math.inf)
+        feasible = bool(best.value > -math.inf)
         if feasible:
-            with torch.no_grad():
-                for parameter, value in zip(parameters, best, strict=True):
-                    parameter.copy_(value)
+            best.restore(parameters)
         return Plan(policy.requires_grad_(True), float(objective.detach()), feasible)
 
     def _learning_rate(self, epoch: int) -> float:
@@ -114,9 +96,3 @@ class BPTTPlanner:
 def _hallucinated(policy: Field, eta: Tensor, adversaries: int) -> HallucinatedField:
     """Hallucinated control in the first world alone."""
     return HallucinatedField(policy, torch.cat([eta.tanh().unsqueeze(0), eta.new_zeros(adversaries, *eta.shape)]))
-
-
-def planned_margins(trajectory: Trajectory, lipschitz: Tensor) -> Tensor:
-    """Margins that a plan has to keep, ``[1 + A, T, n_constraints]``: the first world's are tightened."""
-    tightening = accumulated_tightening(trajectory.uncertainty[:1], lipschitz)
-    return torch.cat([trajectory.margins[:1] - tightening, trajectory.margins[1:]])

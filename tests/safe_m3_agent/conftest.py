@@ -16,6 +16,7 @@ from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.model.gaussian_process import GPConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
+from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.transitions import Transitions
 
 SIX_BY_SIX = Grid(6)
@@ -78,6 +79,9 @@ def tiny() -> Config:
         ensemble=EnsembleConfig(members=3, hidden=(4, 4), steps=6),
         gp=GPConfig(members=3, inducing=10, features=8, steps=2),
         bptt=BPTTConfig(epochs=4),
+        ddpg=DDPGConfig(
+            rounds=2, episodes=4, critic_steps=3, critic_batch=4, actor_batch=2, hidden=8, modes=3, replay_episodes=6
+        ),
         certificate=CertificateConfig(restarts=2, steps=1, attempts=2),
     )
 

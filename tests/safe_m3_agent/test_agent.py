@@ -19,6 +19,7 @@ from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.model.gaussian_process import GPConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
+from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.policy import PolicyConfig
 
 QUICK = Config(beta=3.0, representative_agents=40, ensemble=EnsembleConfig(steps=60))
@@ -136,6 +137,17 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "known": ({"model": "known"}, {}),
     "unconstrained": ({"constrained": False}, {}),
+    "ddpg": ({"planner": "ddpg"}, {}),
+    "ddpg, known, float64": ({"planner": "ddpg", "model": "known"}, {"dtype": torch.float64}),
+    "ddpg, network per step": ({"planner": "ddpg", "policy": PolicyConfig("network", per_step=True, hidden=(6,))}, {}),
+    "ddpg, grid critic": (
+        {"planner": "ddpg", "ddpg": DDPGConfig("grid", rounds=2, episodes=4, hidden=8, replay_episodes=6)},
+        {},
+    ),
+    "ddpg, expansion": (
+        {"planner": "ddpg", "ddpg": DDPGConfig("expansion", rounds=2, episodes=4, critic_steps=2, lookahead=2)},
+        {"motion": "congested"},
+    ),
 }
 
 
@@ -159,6 +171,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert all(torch.equal(a, b) for a, b in zip(third._transitions, whole._transitions, strict=True))
     assert torch.equal(third._generator.get_state(), whole._generator.get_state())
     assert torch.equal(third._improvement.adversaries, whole._improvement.adversaries)
+    planners = [agent._improvement.planner.state() for agent in (third, whole)]
+    assert planners[0].keys() == planners[1].keys()
+    assert all(torch.equal(planners[0][name], planners[1][name]) for name in planners[0])
+    assert bool(planners[0]) == (config.planner == "ddpg")
     assert (third._improvement.draft is None) == (whole._improvement.draft is None)
     if variant == "default":
         assert SafeM3UCRL(world, config, seed=8).learn(4) != whole.history

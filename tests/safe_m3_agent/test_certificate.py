@@ -31,7 +31,14 @@ def scene(
     model.fit(roam(FreeMotion(), 80, request.param, grid=world.grid, noise_std=world.noise.std)[0], generator)
     learned = HallucinatedMDP(world, model, 3.0)
     planner = BPTTPlanner(BPTTConfig(epochs=25, learning_rate=0.05), 0.01)
-    plan = planner.plan(learned, FieldPolicy(world), weight=0.01, adversaries=torch.zeros(0, MEMBERS), optimistic=False)
+    plan = planner.plan(
+        learned,
+        FieldPolicy(world),
+        weight=0.01,
+        adversaries=torch.zeros(0, MEMBERS),
+        optimistic=False,
+        generator=torch.Generator(),
+    )
     return learned, plan.policy
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import FunctionType, ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
 from safe_m3_agent.model.dynamics_model import KnownModel
 from safe_m3_agent.model.ensemble import EnsembleConfig, ProbabilisticEnsemble
 from safe_m3_agent.planners.bptt import BPTTPlanner
+from safe_m3_agent.planners.ddpg import DDPGPlanner
 from safe_m3_agent.policy import FieldPolicy
 from safe_m3_agent.transitions import Transitions
 
@@ -251,12 +253,13 @@ def test_the_search_finds_hidden_references(make_world: Callable[..., TaxiMDP]) 
     assert not leads_to(FreeMotion(), motion)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("bptt", BPTTPlanner), ("ddpg", DDPGPlanner)])
 def test_nothing_in_planning_leads_to_the_true_motion(
-    make_world: Callable[..., TaxiMDP], tiny: Config, monkeypatch: pytest.MonkeyPatch
+    make_world: Callable[..., TaxiMDP], tiny: Config, monkeypatch: pytest.MonkeyPatch, name: Any, kind: Any
 ) -> None:
     """Learned world, planner, certifier and all they are handed, over whole episodes: no reference to the true motion."""
     motion = SecretMotion()
-    agent = SafeM3UCRL(make_world(motion=motion), tiny, seed=0)
+    agent = SafeM3UCRL(make_world(motion=motion), replace(tiny, planner=name), seed=0)
     handed: list[object] = []
 
     def spied(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -267,12 +270,13 @@ def test_nothing_in_planning_leads_to_the_true_motion(
 
         return spy
 
-    monkeypatch.setattr(BPTTPlanner, "plan", spied(BPTTPlanner.plan))
+    monkeypatch.setattr(kind, "plan", spied(kind.plan))
     monkeypatch.setattr(Certifier, "certify", spied(Certifier.certify))
     monkeypatch.setattr(ProbabilisticEnsemble, "fit", spied(ProbabilisticEnsemble.fit))
     agent.learn(3)
     assert len(handed) >= 5
     assert not leads_to(agent.model, motion)
+    assert not leads_to(agent._improvement, motion)
     assert not leads_to(agent.policy, motion)
 
 

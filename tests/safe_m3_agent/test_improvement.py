@@ -16,7 +16,8 @@ from safe_m3_agent.certificate import CertificateConfig, confidence_radius
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.improvement import Decision, SafeImprovement
 from safe_m3_agent.model.dynamics_model import KnownModel
-from safe_m3_agent.planners.bptt import BPTTPlanner, Plan
+from safe_m3_agent.planners.bptt import BPTTPlanner
+from safe_m3_agent.planners.planner import Plan
 from safe_m3_agent.policy import FieldPolicy
 
 

@@ -1,0 +1,303 @@
+"""MF-DDPG: it learns in seconds, its replay holds what was executed, and every ingredient does what its name says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mf_taxi_env import EntropyFloor, TaxiMDP, load_scenario, score
+from safe_m3_agent.barrier import relaxed_log_barrier
+from safe_m3_agent.hallucination import HallucinatedMDP
+from safe_m3_agent.model.dynamics_model import KnownModel
+from safe_m3_agent.model.ensemble import EnsembleConfig, ProbabilisticEnsemble
+from safe_m3_agent.planners.actor import Acting, LiftedActor, Perturbed
+from safe_m3_agent.planners.critic import StateCritic, expand
+from safe_m3_agent.planners.ddpg import DDPGPlanner, follow
+from safe_m3_agent.planners.ddpg_config import DDPGConfig
+from safe_m3_agent.planners.episodes import Script, Stage, gaussian_starts
+from safe_m3_agent.planners.modes import CosineModes
+from safe_m3_agent.planners.planner import Plan
+from safe_m3_agent.planners.replay import Replay
+from safe_m3_agent.policy import FieldPolicy, NetworkPolicy
+
+QUICK = DDPGConfig(rounds=3, episodes=4, critic_steps=4, critic_batch=4, actor_batch=2, hidden=8, modes=3, replay_episodes=8)
+
+
+def known(world: TaxiMDP) -> HallucinatedMDP:
+    """The learned world of an agent that knows the motion."""
+    return HallucinatedMDP(world, KnownModel(world.motion, world.noise.std), 1.0)
+
+
+def vague(world: TaxiMDP) -> HallucinatedMDP:
+    """The learned world of an agent that has seen nothing."""
+    config, generator = EnsembleConfig(members=3, hidden=(4, 4)), torch.Generator().manual_seed(0)
+    return HallucinatedMDP(world, ProbabilisticEnsemble(config, world.grid, world.noise.std, generator), 1.0)
+
+
+def plan(planner: DDPGPlanner, mdp: HallucinatedMDP, policy: FieldPolicy | None = None, **options: Any) -> Plan:
+    """A plan, from staying put unless told otherwise."""
+    generator = torch.Generator().manual_seed(options.pop("seed", 0))
+    chosen: dict[str, Any] = {"weight": 0.1, "optimistic": False, "adversaries": torch.zeros(0, mdp.model.members), **options}
+    return planner.plan(mdp, policy or FieldPolicy(mdp), generator=generator, **chosen)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+# -- learning -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("critic", "threshold"), [("plain", 0.3), ("grid", 0.25), ("expansion", 0.4)])
+def test_it_learns(critic: Any, threshold: float) -> None:
+    """From staying put, one plan of seconds reaches a good share of what is possible, safely, with every critic."""
+    scenario = load_scenario("shenzhen", cells=8)
+    world = TaxiMDP(scenario, constraints=[EntropyFloor(0.85)], horizon=6, noise_std=0.05, reward_timing="next")
+    config = DDPGConfig(critic, rounds=15, critic_steps=15, modes=4, hidden=64)
+    found = plan(DDPGPlanner(config, 0.01), known(world), weight=0.03)
+    with torch.no_grad():
+        assert score(world.rollout(found.policy).mu[1:], world) >= threshold  # NaN after a violation
+
+
+# -- episodes and replay --------------------------------------------------------------------------------------------------
+
+
+def test_episodes_are_those_of_the_world(world: TaxiMDP) -> None:
+    """Rewards are Eq. 8a step by step, and each part of an episode leads to the next."""
+    mdp, policy = known(world), FieldPolicy(world)
+    with torch.no_grad():
+        policy.logits += 0.1
+    episodes, returns, margins = Stage(mdp, 0.3, 0.01).play(policy, mdp.initial((2,)), torch.zeros(2, 1))
+    with torch.no_grad():
+        path = world.rollout(policy)
+    expected = path.rewards + 0.3 * relaxed_log_barrier(path.margins, 0.01).sum(-1)
+    torch.testing.assert_close(episodes.rewards, expected.expand(2, -1))
+    torch.testing.assert_close(returns, path.returns.expand(2))
+    torch.testing.assert_close(margins, path.margins.expand(2, -1, -1))
+    for t in range(world.horizon):
+        torch.testing.assert_close(episodes.mu[0, t], path.mu[t])
+        torch.testing.assert_close(episodes.shifted[0, t], world.shift(path.mu[t], t))
+
+
+def test_adversaries_worlds_earn_the_barrier_alone(world: TaxiMDP) -> None:
+    """In the nominal world margins are tightened by all doubt so far; in an adversary's they are plain, nothing is earned."""
+    mdp = vague(world)
+    z = torch.stack([torch.zeros(3), torch.tensor([1.0, -1.0, 0.5])])
+    episodes, _, margins = Stage(mdp, 0.3, 0.01).play(FieldPolicy(mdp), mdp.initial((2,)), z)
+    with torch.no_grad():
+        path = mdp.plausible(z).rollout(FieldPolicy(mdp))
+    assert episodes.nominal.tolist() == [[1.0] * 3, [0.0] * 3]
+    torch.testing.assert_close(margins[0, :, 0], path.margins[0, :, 0] - 0.1 * path.uncertainty[0].cumsum(0))
+    torch.testing.assert_close(margins[1], path.margins[1])
+    torch.testing.assert_close(episodes.rewards[1], 0.3 * relaxed_log_barrier(margins[1], 0.01).sum(-1))
+    torch.testing.assert_close(episodes.doubt[0], path.uncertainty[0].cumsum(0) - path.uncertainty[0])
+
+
+def test_the_replay_holds_what_was_executed(world: TaxiMDP) -> None:
+    """The noisy fields that moved the fleet, not what the actor would have done: played again, they give the same episode."""
+    mdp = known(world)
+    actor, stage, replay = LiftedActor(mdp, FieldPolicy(mdp), optimistic=False), Stage(mdp, 0.1, 0.01), Replay(8)
+    noisy = Perturbed(actor, torch.ones(4), torch.tensor(0.1), 1, CosineModes(mdp, 3), seeded())
+    episodes, _, _ = stage.play(noisy, mdp.initial((4,)), torch.zeros(4, 1))
+    replay.add(episodes)
+    now, then = replay.sample(20, seeded())
+    clean = actor.fields(now.shifted, now.nominal)
+    assert float((now.fields - clean).detach().abs().mean()) > 0.01
+    for t in range(world.horizon - 1):
+        moved = world.move(now.shifted[:, t], now.fields[:, t], t).mu
+        torch.testing.assert_close(moved, then.mu[:, t])
+    again, _, _ = stage.play(Script(episodes.fields), episodes.mu[:, 0], episodes.z[:, 0])
+    assert all(torch.equal(a, b) for a, b in zip(again, episodes, strict=True))
+
+
+def test_the_replay_keeps_the_last_episodes_and_forgets_no_world(world: TaxiMDP) -> None:
+    """The oldest episodes go; what is left is paid anew when the barrier's weight falls."""
+    mdp, replay = known(world), Replay(3)
+    with pytest.raises(RuntimeError, match="replay is empty"):
+        replay.sample(1, seeded())
+    fields = torch.linspace(-0.1, 0.1, 5).reshape(5, 1, 1, 1).expand(5, 3, 25, 2)
+    for some in (fields[:2], fields[2:]):
+        replay.add(Stage(mdp, 1.0, 0.01).play(Script(some), mdp.initial((len(some),)), torch.zeros(len(some), 1))[0])
+    assert replay.episodes is not None and torch.equal(replay.episodes.fields, fields[2:])
+    replay.refresh(Stage(mdp, 0.0, 0.01))
+    with torch.no_grad():
+        expected = torch.stack([world.rollout(Script(fields[i : i + 1]), mdp.initial((1,))).rewards[0] for i in (2, 3, 4)])
+    torch.testing.assert_close(replay.episodes.rewards, expected)
+
+
+# -- ingredients ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(tau=st.floats(0.0, 1.0))
+def test_targets_move_by_tau(tau: float) -> None:
+    """A target's parameters go a share tau of the way."""
+    source, target = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    expected = [(1 - tau) * b + tau * a for a, b in zip(source.parameters(), target.parameters(), strict=True)]
+    follow(target, source, tau)
+    for ours, theirs in zip(target.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_parameter_noise_keeps_its_distance(world: TaxiMDP) -> None:
+    """Executed actions differ from the actor's by what was asked for, whatever scale of parameter noise that takes."""
+    for distance in (0.005, 0.05):
+        planner = DDPGPlanner(replace(QUICK, rounds=8, noise_distance=distance, episodes=16), 0.01)
+        planner.noise_scale = torch.tensor(0.02)
+        plan(planner, known(world))
+        assert planner.metrics()["noise_distance"] == pytest.approx(distance, rel=0.25)
+
+
+@pytest.mark.parametrize("hold", [1, 3])
+def test_perturbed_copies_act_side_by_side(world: TaxiMDP, hold: int) -> None:
+    """Every episode has a copy of its own, all parameters of a network are perturbed, and a copy is kept as long as asked."""
+    mdp = known(world)
+    actor = LiftedActor(mdp, NetworkPolicy(mdp, (4,), seeded()), optimistic=True)
+    noisy = Perturbed(actor, torch.ones(2), torch.tensor(0.1), hold, CosineModes(mdp, 3), seeded())
+    fields = torch.stack([noisy.field(mdp.initial((2,)), t).detach() for t in range(3)])
+    assert fields.shape == (3, 2, 25, 4)
+    assert not torch.allclose(fields[0, 0], fields[0, 1])
+    assert torch.equal(fields[0], fields[1]) == (hold == 3)
+    silent = Perturbed(actor, torch.ones(2), torch.tensor(0.0), 1, CosineModes(mdp, 3), seeded())
+    torch.testing.assert_close(silent.field(mdp.initial((2,)), 0), Acting(actor, torch.ones(2)).field(mdp.initial((2,)), 0))
+
+
+def test_hallucinated_control_acts_in_the_nominal_world_alone(world: TaxiMDP) -> None:
+    """An adversary chooses the motion itself."""
+    mdp = vague(world)
+    actor = LiftedActor(mdp, FieldPolicy(mdp), optimistic=True)
+    assert actor.eta is not None
+    with torch.no_grad():
+        actor.eta += 1.0
+    fields = Acting(actor, torch.tensor([1.0, 0.0])).field(mdp.initial((2,)), 0)
+    assert (fields[0, :, 2:] > 0.7).all() and not fields[1].any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), floor=st.floats(0.5, 1.0))
+def test_gaussian_starts_are_safe(seed: int, floor: float) -> None:
+    """Distributions that keep every constraint, however tight: the world's own start is mixed in as far as needed."""
+    world = TaxiMDP(load_scenario("shenzhen", cells=6), constraints=[EntropyFloor(floor)])
+    starts = gaussian_starts(known(world), 8, seeded(seed))
+    assert starts.shape == (8, 36) and (starts >= 0).all()
+    torch.testing.assert_close(starts.sum(-1), torch.ones(8))
+    assert (world.margins(starts) >= -1e-5).all()
+    if floor < 0.9:
+        assert float((starts - world.initial()).abs().sum(-1).max()) > 0.01
+
+
+def test_cosine_modes(world: TaxiMDP) -> None:
+    """Orthonormal, exact for what they span, and all of them together span everything; noise has a variance of one."""
+    mdp = known(world)
+    few, all_of_them = CosineModes(mdp, 3), CosineModes(mdp, 99)
+    assert few.size == 9 and all_of_them.size == 25
+    torch.testing.assert_close(few.coefficients(few.basis), torch.eye(9), atol=1e-5, rtol=0)
+    field = torch.randn(25, 2, generator=seeded())
+    torch.testing.assert_close(all_of_them.smooth(field), field)
+    assert not torch.allclose(few.smooth(field), field)
+    torch.testing.assert_close(few.smooth(few.smooth(field)), few.smooth(field))
+    noise = few.noise(4000, 25, 2, generator=seeded())
+    assert float(noise.square().mean()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_expansion_over_the_whole_episode_is_its_return(world: TaxiMDP) -> None:
+    """With as many steps as the episode has, no critic is asked, and the gradient is that of back-propagation through time."""
+    mdp, stage = known(world), Stage(known(world), 0.3, 0.01)
+    actor = LiftedActor(mdp, FieldPolicy(mdp), optimistic=False)
+    with torch.no_grad():
+        actor.policy.logits += 0.05 * torch.randn(1, 25, 2, generator=seeded())  # type: ignore[operator]
+    critic = StateCritic(mdp, CosineModes(mdp, 3), 4, seeded())
+    episodes, _, _ = stage.play(Acting(actor, torch.ones(1)), mdp.initial((1,)), torch.zeros(1, 1))
+    value = expand(stage, critic, actor, episodes, actor.fields(episodes.shifted, episodes.nominal), world.horizon)
+    torch.testing.assert_close(value, episodes.to_go)
+    (slope,) = torch.autograd.grad(value[0, 0], list(actor.parameters()))
+    path = world.rollout(actor.policy.prepared())
+    exact = path.returns + 0.3 * relaxed_log_barrier(path.margins, 0.01).sum()
+    torch.testing.assert_close(slope, torch.autograd.grad(exact, list(actor.parameters()))[0])
+
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "replay": {"replay": False},
+    "targets": {"targets": False},
+    "action noise": {"noise": "action"},
+    "no noise": {"noise": "none"},
+    "noise held": {"noise_hold": 3},
+    "own starts": {"gaussian_starts": 0.0},
+    "no trust region": {"trust_region": False},
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_switch_has_an_effect(world: TaxiMDP, name: str) -> None:
+    """Each ingredient can be switched off, and a plan without it is another one."""
+    config = replace(QUICK, gaussian_starts=0.5)
+    planners = [DDPGPlanner(one, 0.01) for one in (config, replace(config, **ABLATIONS[name]))]
+    states = []
+    for planner in planners:
+        plan(planner, known(world))
+        states.append(torch.cat([value.flatten() for key, value in planner.state().items() if key.startswith("critic.")]))
+    assert not torch.equal(*states)
+    assert planners[0].replay.episodes is not None and planners[1].replay.episodes is not None
+    if name == "replay":
+        assert [len(planner.replay.episodes.rewards) for planner in planners] == [8, 4]  # type: ignore[union-attr]
+    if name == "no noise":
+        assert planners[1].metrics()["noise_distance"] == 0
+    if name == "own starts":
+        own = known(world).initial((8,))
+        assert not torch.equal(planners[0].replay.episodes.mu[:, 0], own)
+        assert torch.equal(planners[1].replay.episodes.mu[:, 0], own)
+
+
+def test_the_trust_region_takes_bad_steps_back(world: TaxiMDP) -> None:
+    """With steps far too long nothing is kept but the start, and steps shorten; without the region the actor runs away."""
+    bold = replace(QUICK, rounds=4, actor_step=5.0)
+    kept, lost = DDPGPlanner(bold, 0.01), DDPGPlanner(replace(bold, trust_region=False), 0.01)
+    safe, wild = plan(kept, known(world)), plan(lost, known(world))
+    assert safe.objective > wild.objective
+    assert kept.metrics()["actor_step"] < 0.02
+
+
+def test_metrics_are_named(world: TaxiMDP) -> None:
+    """The figures that the documentation defines, finite; none before the first plan."""
+    planner = DDPGPlanner(QUICK, 0.01)
+    assert planner.metrics() == {}
+    plan(planner, known(world))
+    metrics = planner.metrics()
+    assert set(metrics) == {"noise_distance", "noise_scale", "critic_loss", "objective", "accepted", "actor_step"}
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"critic": "deep"}, r"critic must be one of .*'plain'.*got 'deep'"),
+        ({"noise": "white"}, r"noise must be one of .*'parameter'.*got 'white'"),
+        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"replay_episodes": 0}, "replay_episodes must be at least 1, got 0"),
+        ({"critic_rate": math.nan}, "critic_rate must be a positive number, got nan"),
+        ({"noise_distance": 0.0}, "noise_distance must be a positive number, got 0.0"),
+        ({"tau": 0.0}, r"tau must lie in \(0, 1\], got 0.0"),
+        ({"gaussian_starts": 1.5}, r"gaussian_starts must lie in \[0, 1\], got 1.5"),
+    ],
+)
+def test_settings_are_validated(options: dict[str, Any], message: str) -> None:
+    """Nonsense is refused where it enters."""
+    with pytest.raises(ValueError, match=message):
+        DDPGConfig(**options)
+
+
+def test_a_state_that_does_not_fit_is_refused(make_world: Callable[..., TaxiMDP]) -> None:
+    """Networks of another size are not taken over."""
+    planner, other = DDPGPlanner(QUICK, 0.01), DDPGPlanner(replace(QUICK, hidden=9), 0.01)
+    plan(planner, known(make_world()))
+    other.load_state(planner.state())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        plan(other, known(make_world()))
