@@ -108,9 +108,11 @@ class SafeImprovement:
         self.draft = None if certified else candidate
         if not certified:
             self.weight = self.config.barrier.after(self.weight, certified=False)
-            shorter = self._part_of_the_way(learned, policy, candidate, generator)
-            if shorter is not None and _predicted_return(learned, shorter) >= best_return:
-                best, taken = shorter, True
+            shorter, margin = self._part_of_the_way(learned, policy, candidate, generator)
+            if shorter is not None:
+                worst = margin
+                if _predicted_return(learned, shorter) >= best_return:
+                    best, taken = shorter, True
         return Decision(best, taken, objective, worst, weight)
 
     def _plan(self, learned: HallucinatedMDP, start: Policy, generator: torch.Generator) -> tuple[Policy, float]:
@@ -143,13 +145,14 @@ class SafeImprovement:
 
     def _part_of_the_way(
         self, learned: HallucinatedMDP, start: Policy, goal: Policy, generator: torch.Generator
-    ) -> Policy | None:
-        """The largest certified step from ``start`` towards a refused ``goal``, found by halving; None where there is none."""
+    ) -> tuple[Policy | None, float]:
+        """The largest certified step from ``start`` towards a refused ``goal``, found by halving, and its worst margin."""
         for attempt in range(1, self.config.certificate.attempts + 1):
             candidate = _between(start, goal, 0.5**attempt)
-            if self._certify(learned, candidate, generator).certified:
-                return candidate
-        return None
+            certificate = self._certify(learned, candidate, generator)
+            if certificate.certified:
+                return candidate, certificate.margin
+        return None, math.nan
 
     def _remember(self, certificate: Certificate) -> None:
         if self.config.adversaries:

@@ -76,6 +76,7 @@ def tiny() -> Config:
     """Settings so small that an episode takes a fraction of a second; too small to learn anything."""
     return Config(
         representative_agents=4,
+        rounds=2,
         ensemble=EnsembleConfig(members=3, hidden=(4, 4), steps=6),
         gp=GPConfig(members=3, inducing=10, features=8, steps=2),
         bptt=BPTTConfig(epochs=4),

@@ -49,7 +49,7 @@ def safe(town: TaxiMDP, midway: Path) -> SafeM3UCRL:
 
 def test_known_motion(town: TaxiMDP) -> None:
     """With the motion known the central path leads to most of what is possible in six episodes, every plan certified."""
-    config = Config(model="known", barrier=BarrierConfig(certificates=4), bptt=BPTTConfig(learning_rate=0.02))
+    config = Config(model="known", barrier=BarrierConfig(fall=0.5), bptt=BPTTConfig(learning_rate=0.02))
     history = SafeM3UCRL(town, config, seed=0).learn(6)
     assert history.violations == 0
     assert history[-1].score >= 0.8
@@ -184,7 +184,7 @@ def test_resumed_after_certificates(safe: SafeM3UCRL, midway: Path) -> None:
     """The barrier's weight and the adversaries found so far are part of what is resumed."""
     resumed = SafeM3UCRL.load(midway)
     assert len(resumed.history) == 5
-    assert resumed._improvement.certificates > 0
+    assert resumed._improvement.weight < resumed.config.barrier.initial and resumed._improvement.planned_at > 0
     assert len(resumed._improvement.adversaries) > 0
     assert resumed.learn(1) == safe.history
     assert all(torch.equal(a, b) for a, b in zip(parameters(resumed), parameters(safe), strict=True))

@@ -52,11 +52,13 @@ def test_gradient_is_finite_in_float32_at_any_margin() -> None:
 
 
 def test_weight_follows_the_central_path() -> None:
-    """The weight falls from initial to final, geometrically, with the number of certificates, and stays there."""
-    config = BarrierConfig(initial=1.0, final=0.01, certificates=4)
-    weights = [config.weight(n) for n in range(7)]
-    assert weights[:5] == pytest.approx([1.0, 10**-0.5, 0.1, 10**-1.5, 0.01])
-    assert weights[5] == weights[6] == pytest.approx(0.01)
+    """The weight falls with certificates and rises without, never beyond its ends."""
+    config = BarrierConfig(initial=1.0, final=0.1, fall=0.4, rise=2.0)
+    weight, weights = config.initial, []
+    for certified in (True, True, True, False, True, False, False, False, False):
+        weight = config.after(weight, certified=certified)
+        weights.append(weight)
+    assert weights == pytest.approx([0.4, 0.16, 0.1, 0.2, 0.1, 0.2, 0.4, 0.8, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,9 @@ def test_weight_follows_the_central_path() -> None:
         ({"final": 0.0}, "0 < final"),
         ({"initial": math.inf}, "final <= initial"),
         ({"initial": math.nan}, "final <= initial"),
-        ({"certificates": 0}, "certificates must be at least 1, got 0"),
+        ({"fall": 1.0}, r"fall must lie in \(0, 1\).*got fall=1.0"),
+        ({"fall": math.nan}, "got fall=nan"),
+        ({"rise": 0.9}, "rise be at least 1, got fall=0.8, rise=0.9"),
         ({"width": 0.0}, "width must be a positive number, got 0.0"),
         ({"width": math.nan}, "width must be a positive number, got nan"),
     ],

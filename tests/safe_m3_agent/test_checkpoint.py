@@ -34,6 +34,7 @@ from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.checkpoint import (
     CHECKPOINT_FILE,
     FORMAT,
+    FORMAT_VERSION,
     RUN_FILE,
     load_checkpoint,
     save_checkpoint,
@@ -180,12 +181,12 @@ def newer(path: Path) -> None:
 
 def without_facts(path: Path) -> None:
     """A header that lacks a part."""
-    save_file({"weights": torch.zeros(3)}, path, {"format": FORMAT, "version": "1"})
+    save_file({"weights": torch.zeros(3)}, path, {"format": FORMAT, "version": str(FORMAT_VERSION)})
 
 
 def another_agents(path: Path) -> None:
     """A checkpoint whose tensors are not this run's."""
-    save_checkpoint(path, {"policy.logits": torch.zeros(1, 4, 2)}, {"certificates": 0, "history": []})
+    save_checkpoint(path, {"policy.logits": torch.zeros(1, 4, 2)}, {"barrier_weight": 0.3, "planned_at": 0, "history": []})
 
 
 @pytest.mark.parametrize(

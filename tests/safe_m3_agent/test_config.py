@@ -28,6 +28,8 @@ CHANGED = Config(
     exploration="policy",
     exploration_candidates=3,
     adversaries=0,
+    rounds=2,
+    growth=0.5,
     policy=PolicyConfig("network", per_step=True, hidden=(8, 4, 2)),
     ensemble=EnsembleConfig(members=3, hidden=(5, 6), learn_noise=True, residual_scale=1 / 3),
     gp=GPConfig(kind="exact", lengthscale=1 / 7),

@@ -40,7 +40,7 @@ def decide(town: TaxiMDP, config: Config) -> tuple[Decision, FieldPolicy, SafeIm
     """One decision with the motion known, from staying put."""
     learned = HallucinatedMDP(town, KnownModel(town.motion, town.noise.std), config.beta)
     improvement, start = SafeImprovement(config, torch.zeros(0, 1)), FieldPolicy(town)
-    return improvement.improve(learned, start, torch.Generator(), informed=True), start, improvement
+    return improvement.improve(learned, start, torch.Generator(), transitions=1), start, improvement
 
 
 def inwards(town: TaxiMDP, strength: float) -> torch.Tensor:
@@ -48,14 +48,14 @@ def inwards(town: TaxiMDP, strength: float) -> torch.Tensor:
     return strength * (0.5 - town.centers)
 
 
-ONE_ATTEMPT = Config(model="known", certificate=CertificateConfig(attempts=1))
+ONE_ROUND = Config(model="known", rounds=1, certificate=CertificateConfig(attempts=1))
 
 
 def test_a_better_certified_plan_is_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan is taken whole where it is certified, with the margin of its certificate, and lowers the barrier."""
     planned(monkeypatch, inwards(town, 0.1), objective=-1.5)
-    decision, _, improvement = decide(town, ONE_ATTEMPT)
-    assert decision.taken and decision.objective == -1.5 and improvement.certificates == 1
+    decision, _, improvement = decide(town, ONE_ROUND)
+    assert decision.taken and decision.objective == -1.5 and improvement.weight == ONE_ROUND.barrier.after(0.3, certified=True)
     torch.testing.assert_close(decision.policy.raw(0), inwards(town, 0.1))  # type: ignore[operator]
     with torch.no_grad():
         assert decision.worst_margin == pytest.approx(float(town.rollout(decision.policy).worst_margin), abs=1e-6)
@@ -64,41 +64,71 @@ def test_a_better_certified_plan_is_executed(town: TaxiMDP, monkeypatch: pytest.
 def test_an_unsafe_plan_is_not_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan that sends everybody into one corner is overruled; the policy in use stays in use."""
     planned(monkeypatch, torch.tensor(3.0))
-    decision, start, improvement = decide(town, replace(ONE_ATTEMPT, certificate=CertificateConfig(attempts=3)))
+    decision, start, improvement = decide(town, replace(ONE_ROUND, certificate=CertificateConfig(attempts=3)))
     assert decision.policy is start and not decision.taken
-    assert decision.worst_margin < 0 and improvement.certificates == 0
+    assert decision.worst_margin < 0 and improvement.weight == 0.3
 
 
 def test_a_part_of_the_way_may_be_safe(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the whole step is refused, shorter ones towards the same plan are tried."""
     planned(monkeypatch, inwards(town, 0.4))
-    decision, _, _ = decide(town, Config(model="known"))
+    decision, _, _ = decide(town, replace(ONE_ROUND, certificate=CertificateConfig(attempts=3)))
     assert decision.taken and decision.worst_margin >= 0
     torch.testing.assert_close(decision.policy.raw(0), inwards(town, 0.1))  # type: ignore[operator]
 
 
 def test_a_worse_plan_is_not_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
     """A certified policy that is predicted to earn less than the one in use is not executed, but lowers the barrier."""
-    planned(monkeypatch, inwards(town, -0.3))
-    decision, start, improvement = decide(town, ONE_ATTEMPT)
+    planned(monkeypatch, inwards(town, -0.1))
+    decision, start, improvement = decide(town, ONE_ROUND)
     assert decision.policy is start and not decision.taken
-    assert decision.worst_margin >= 0 and improvement.certificates == 1
+    assert decision.worst_margin >= 0 and improvement.weight == ONE_ROUND.barrier.after(0.3, certified=True)
 
 
 def test_certificates_lower_the_barrier(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weight that is planned with follows the certificates, not the episodes."""
     asked = planned(monkeypatch, torch.tensor(3.0))
-    SafeM3UCRL(town, ONE_ATTEMPT).learn(3)
-    assert [options["weight"] for options in asked] == [0.3, 0.3, 0.3]
+    SafeM3UCRL(town, ONE_ROUND).learn(3)
+    assert [options["weight"] for options in asked] == [0.3, 0.3, 0.3]  # where it began, and no higher
     asked = planned(monkeypatch, inwards(town, 0.1))
-    SafeM3UCRL(town, ONE_ATTEMPT).learn(3)
-    assert [options["weight"] for options in asked] == [ONE_ATTEMPT.barrier.weight(n) for n in range(3)]
+    SafeM3UCRL(town, ONE_ROUND).learn(3)
+    assert [options["weight"] for options in asked] == pytest.approx([0.3, 0.24, 0.192])
+
+
+def test_refused_plans_are_planned_anew_until_one_is_certified(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rounds of one episode: each goes on from the last plan, refused or not, and the best certified one is executed."""
+    found = [inwards(town, 3.0), inwards(town, 0.05), inwards(town, 0.1)]  # the last one is certified, too, but earns less
+    starts: list[torch.Tensor] = []
+
+    def plan(self: BPTTPlanner, mdp: HallucinatedMDP, policy: FieldPolicy, **options: Any) -> Plan:
+        starts.append(policy.raw(0).detach().clone())
+        goal = FieldPolicy(mdp)
+        with torch.no_grad():
+            goal.logits += found[len(starts) - 1]
+        return Plan(goal, 0.0, True)
+
+    monkeypatch.setattr(BPTTPlanner, "plan", plan)
+    decision, _, improvement = decide(town, replace(ONE_ROUND, rounds=3))
+    for start, before in zip(starts[1:], found, strict=False):
+        torch.testing.assert_close(start, before)
+    assert decision.taken and improvement.draft is None
+    torch.testing.assert_close(decision.policy.raw(0), inwards(town, 0.05))  # type: ignore[operator]
+    assert improvement.weight == pytest.approx(0.3 * 0.8**2)  # two of three were certified
+
+
+def test_planning_waits_for_new_data(town: TaxiMDP, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the model has seen little more than at the last plan the fleet does what it did, at no cost."""
+    asked = planned(monkeypatch, torch.tensor(0.0))
+    history = SafeM3UCRL(town, replace(tiny, rounds=1, growth=0.5)).learn(8)
+    # Four taxis and twelve steps: 48 moves an episode; plans at 1, 2, 3, 5 and 8 times that, the last one not yet due.
+    assert [episode.episode for episode in history if math.isfinite(episode.objective)] == [1, 2, 3, 5]
+    assert len(asked) == 4
 
 
 def test_without_constraints_the_plan_is_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
     """M3-UCRL: no barrier, no certificate, whatever the plan does to the margin."""
     asked = planned(monkeypatch, torch.tensor(3.0))
-    decision, start, _ = decide(town, replace(ONE_ATTEMPT, constrained=False))
+    decision, start, _ = decide(town, replace(ONE_ROUND, constrained=False))
     assert decision.policy is not start and not decision.taken and math.isnan(decision.worst_margin)
     assert asked[0]["weight"] == 0.0
 
@@ -108,7 +138,7 @@ def test_nothing_is_planned_without_data(town: TaxiMDP, tiny: Config, monkeypatc
     asked = planned(monkeypatch, torch.tensor(0.0))
     [first] = SafeM3UCRL(town, tiny).learn(1)
     assert not asked and math.isnan(first.objective) and not first.certified
-    SafeM3UCRL(town, ONE_ATTEMPT).learn(1)
+    SafeM3UCRL(town, ONE_ROUND).learn(1)
     assert len(asked) == 1
 
 
@@ -137,7 +167,7 @@ def test_a_refused_plan_is_a_draft_for_the_next(town: TaxiMDP, monkeypatch: pyte
     centre = FieldPolicy(town)
     with torch.no_grad():
         centre.logits += inwards(town, 0.6)
-    config = replace(ONE_ATTEMPT, certificate=CertificateConfig(attempts=1))
+    config = ONE_ROUND
     learned = HallucinatedMDP(town, KnownModel(town.motion, town.noise.std), config.beta)
     starts: list[torch.Tensor] = []
     found = [inwards(town, 0.4), inwards(town, 0.1)]
@@ -153,7 +183,7 @@ def test_a_refused_plan_is_a_draft_for_the_next(town: TaxiMDP, monkeypatch: pyte
     improvement = SafeImprovement(config, torch.zeros(0, 1))
     assert floor.margin(town.rollout(centre).mu[-1]) < floor.margin(town.rollout(FieldPolicy(town)).mu[-1])
     for _ in range(2):
-        decision = improvement.improve(learned, centre, torch.Generator(), informed=True)
+        decision = improvement.improve(learned, centre, torch.Generator(), transitions=1)
     torch.testing.assert_close(starts[0], centre.raw(0).detach())
     torch.testing.assert_close(starts[1], inwards(town, 0.4))  # refused, yet nearer to safety than the policy in use
     assert decision.taken
@@ -185,5 +215,5 @@ def test_a_plan_that_is_not_a_number_is_not_executed(
     agent.learn(1)
     planned(monkeypatch, torch.tensor(math.nan), objective=-1.0)
     episode = agent.learn(1)[-1]
-    assert not episode.certified and agent._improvement.certificates == 0
+    assert not episode.certified and agent._improvement.weight == agent.config.barrier.initial
     assert not any(parameter.any() for parameter in agent.policy.parameters())

@@ -153,7 +153,7 @@ def test_a_planner_that_breaks_down_leaves_the_last_good_policy(
         return made._replace(objective=math.nan) if len(calls) > failing else made
 
     monkeypatch.setattr(BPTTPlanner, "plan", breaking)
-    agent = SafeM3UCRL(world, replace(tiny, model="known"))
+    agent = SafeM3UCRL(world, replace(tiny, model="known", rounds=1))
     with RunFolder(tmp_path) as run, pytest.raises(FloatingPointError, match="objective is nan"):
         agent.learn(5, callback=run)
     loaded = SafeM3UCRL.load(tmp_path)
