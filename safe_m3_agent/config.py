@@ -37,7 +37,7 @@ class Config:
         exploration_candidates: Random actions that a freely exploring taxi chooses among, at least 1.
         adversaries: Worst cases kept from certificates and planned against, at least 0.
         rounds: Plans per episode, each followed by its certificate and, where that is refused, by a plan against what refused
-            it; at least 1.
+            it; at least 1. Where nothing is certified in between, motion known or no constraint, one plan of as many steps.
         growth: Share by which the transitions have to grow before the agent plans again, at least 0: a model that has seen
             little more than the last one plans little better (UCRL2 waits for counts to double; Jaksch et al. 2010, Figure 1).
         policy: Kind of policy.

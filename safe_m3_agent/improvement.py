@@ -81,9 +81,7 @@ class SafeImprovement:
 
     def _unconstrained(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator) -> Decision:
         """M3-UCRL: whatever the planner comes up with."""
-        objective = math.nan
-        for _ in range(self.config.rounds):
-            policy, objective = self._plan(learned, policy, generator)
+        policy, objective = self._plan(learned, policy, generator, effort=self.config.rounds)
         return Decision(policy, objective=objective)
 
     def _constrained(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator) -> Decision:
@@ -92,9 +90,11 @@ class SafeImprovement:
         if not learned.model.exact:
             # The model has been refitted since: what is worst for the policy in use has changed, and is where to begin.
             self._remember(self._certifier.certify(learned, policy, self.adversaries, generator))
+        # Where the motion is known a refusal teaches nothing: one long plan follows the barrier further than short ones.
+        rounds, effort = (1, self.config.rounds) if learned.model.exact else (self.config.rounds, 1)
         candidate = self._start(learned, policy)
-        for _ in range(self.config.rounds):
-            candidate, objective = self._plan(learned, candidate, generator)
+        for _ in range(rounds):
+            candidate, objective = self._plan(learned, candidate, generator, effort)
             certificate = self._certify(learned, candidate, generator)
             worst = certificate.margin
             if not certificate.certified:
@@ -115,10 +115,15 @@ class SafeImprovement:
                     best, taken = shorter, True
         return Decision(best, taken, objective, worst, weight)
 
-    def _plan(self, learned: HallucinatedMDP, start: Policy, generator: torch.Generator) -> tuple[Policy, float]:
-        optimistic = self.config.optimistic and not learned.model.exact
+    def _plan(self, learned: HallucinatedMDP, start: Policy, generator: torch.Generator, effort: int) -> tuple[Policy, float]:
         plan = self.planner.plan(
-            learned, start, weight=self.weight, adversaries=self.adversaries, optimistic=optimistic, generator=generator
+            learned,
+            start,
+            weight=self.weight,
+            adversaries=self.adversaries,
+            optimistic=self.config.optimistic and not learned.model.exact,
+            generator=generator,
+            effort=effort,
         )
         if not math.isfinite(plan.objective):
             raise FloatingPointError(

@@ -59,6 +59,7 @@ class BPTTPlanner(Planner):
         adversaries: Tensor,
         optimistic: bool,
         generator: torch.Generator,
+        effort: int = 1,
     ) -> Plan:
         """Improve a copy of ``policy``; see :meth:`Planner.plan`. Nothing here is random: ``generator`` is left alone."""
         policy = copy.deepcopy(policy)
@@ -69,7 +70,8 @@ class BPTTPlanner(Planner):
         best = BestIterate(parameters)
         objective = best.value
         lipschitz = lipschitz_constants(mdp)
-        for epoch in range(self.config.epochs):
+        epochs = effort * self.config.epochs
+        for epoch in range(epochs):
             field = policy.prepared()
             trajectory = worlds.rollout(_hallucinated(field, eta, len(adversaries)) if optimistic else field)
             margins = planned_margins(trajectory, lipschitz)
@@ -78,7 +80,7 @@ class BPTTPlanner(Planner):
                 objective = objective + weight * relaxed_log_barrier(margins, self.width).sum()
             allowed = (margins >= 0).all() if weight else torch.ones_like(objective, dtype=torch.bool)
             best.offer(parameters, trajectory.returns[0].detach(), allowed)
-            optimizer.param_groups[0]["lr"] = self._learning_rate(epoch)
+            optimizer.param_groups[0]["lr"] = self._learning_rate(epoch / epochs)
             optimizer.zero_grad()
             (-objective).backward()
             torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip, foreach=True)
@@ -88,8 +90,7 @@ class BPTTPlanner(Planner):
             best.restore(parameters)
         return Plan(policy.requires_grad_(True), float(objective.detach()), feasible)
 
-    def _learning_rate(self, epoch: int) -> float:
-        progress = epoch / self.config.epochs
+    def _learning_rate(self, progress: float) -> float:
         return self.config.learning_rate * (0.1 + 0.45 * (1.0 + math.cos(math.pi * progress)))
 
 

@@ -55,6 +55,7 @@ class DDPGPlanner(Planner):
         adversaries: Tensor,
         optimistic: bool,
         generator: torch.Generator,
+        effort: int = 1,
     ) -> Plan:
         """Improve a copy of ``policy`` by rounds of episodes, critic steps, actor steps and an evaluation."""
         modes = CosineModes(mdp, self.config.modes)
@@ -65,7 +66,7 @@ class DDPGPlanner(Planner):
         actor = LiftedActor(mdp, policy, optimistic=optimistic)
         run = ActorCritic(self.config, stage, actor, critic, target, self.replay, modes, adversaries, noise_scale, generator)
         run.evaluate()
-        for _ in range(self.config.rounds):
+        for _ in range(effort * self.config.rounds):
             run.explore()
             run.fit_critic()
             run.climb()

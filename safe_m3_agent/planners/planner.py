@@ -42,6 +42,7 @@ class Planner(ABC):
         adversaries: Tensor,
         optimistic: bool,
         generator: torch.Generator,
+        effort: int = 1,
     ) -> Plan:
         """Improve a copy of ``policy``; the best feasible iterate is kept, the last one where none was feasible.
 
@@ -52,6 +53,7 @@ class Planner(ABC):
             adversaries: Directions ``[A, E]`` of plausible motions to be safe against; ``A`` may be 0.
             optimistic: Whether to choose the hallucinated control of the reward's world, or leave it at zero.
             generator: Source of randomness, on the device of ``mdp``.
+            effort: How many times as many steps to take as the planner's settings say.
         """
 
     def metrics(self) -> dict[str, float]:

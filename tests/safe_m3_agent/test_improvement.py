@@ -15,7 +15,7 @@ from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.certificate import CertificateConfig, confidence_radius
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.improvement import Decision, SafeImprovement
-from safe_m3_agent.model.dynamics_model import KnownModel
+from safe_m3_agent.model.dynamics_model import Belief, KnownModel
 from safe_m3_agent.planners.bptt import BPTTPlanner
 from safe_m3_agent.planners.planner import Plan
 from safe_m3_agent.policy import FieldPolicy
@@ -36,10 +36,21 @@ def planned(monkeypatch: pytest.MonkeyPatch, logits: torch.Tensor, objective: fl
     return asked
 
 
-def decide(town: TaxiMDP, config: Config) -> tuple[Decision, FieldPolicy, SafeImprovement]:
-    """One decision with the motion known, from staying put."""
-    learned = HallucinatedMDP(town, KnownModel(town.motion, town.noise.std), config.beta)
-    improvement, start = SafeImprovement(config, torch.zeros(0, 1)), FieldPolicy(town)
+class WellLearned(KnownModel):
+    """A model that has learned the motion and doubts nothing, but is not told that it is right."""
+
+    exact = False
+    members = 2
+
+    def predict(self, positions: torch.Tensor, mu: torch.Tensor, actions: torch.Tensor) -> Belief:
+        belief = super().predict(positions, mu, actions)
+        return belief._replace(deviations=torch.zeros(2, *actions.shape))
+
+
+def decide(town: TaxiMDP, config: Config, kind: type[KnownModel] = KnownModel) -> tuple[Decision, FieldPolicy, SafeImprovement]:
+    """One decision in the true world, from staying put."""
+    learned = HallucinatedMDP(town, kind(town.motion, town.noise.std), config.beta)
+    improvement, start = SafeImprovement(config, torch.zeros(0, kind.members)), FieldPolicy(town)
     return improvement.improve(learned, start, torch.Generator(), transitions=1), start, improvement
 
 
@@ -108,12 +119,22 @@ def test_refused_plans_are_planned_anew_until_one_is_certified(town: TaxiMDP, mo
         return Plan(goal, 0.0, True)
 
     monkeypatch.setattr(BPTTPlanner, "plan", plan)
-    decision, _, improvement = decide(town, replace(ONE_ROUND, rounds=3))
+    decision, _, improvement = decide(town, replace(ONE_ROUND, rounds=3), WellLearned)
     for start, before in zip(starts[1:], found, strict=False):
         torch.testing.assert_close(start, before)
     assert decision.taken and improvement.draft is None
     torch.testing.assert_close(decision.policy.raw(0), inwards(town, 0.05))  # type: ignore[operator]
     assert improvement.weight == pytest.approx(0.3 * 0.8**2)  # two of three were certified
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_rounds_without_a_certificate_in_between_are_one_plan(
+    town: TaxiMDP, monkeypatch: pytest.MonkeyPatch, constrained: bool
+) -> None:
+    """Where the motion is known, or nothing is to be kept, a single plan takes the steps of all rounds."""
+    asked = planned(monkeypatch, inwards(town, 0.1))
+    decide(town, replace(ONE_ROUND, rounds=3, constrained=constrained), KnownModel if constrained else WellLearned)
+    assert [options["effort"] for options in asked] == [3]
 
 
 def test_planning_waits_for_new_data(town: TaxiMDP, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,19 @@ def test_from_a_feasible_start_the_plan_is_feasible_and_no_worse(
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_more_effort_is_more_steps(world: TaxiMDP, tiny: Config, name: PlannerName) -> None:
+    """Twice the effort is what settings of twice as many steps do."""
+    twice = {"bptt": {"bptt": replace(tiny.bptt, epochs=2 * tiny.bptt.epochs)}}
+    twice["ddpg"] = {"ddpg": replace(tiny.ddpg, rounds=2 * tiny.ddpg.rounds)}  # type: ignore[dict-item]
+    by_effort = plan(make_planner(replace(tiny, planner=name)), known(world), effort=2)
+    by_settings = plan(make_planner(replace(tiny, planner=name, **twice[name])), known(world))  # type: ignore[arg-type]
+    for one, other in zip(by_effort.policy.parameters(), by_settings.policy.parameters(), strict=True):
+        assert torch.equal(one, other)
+    once = plan(make_planner(replace(tiny, planner=name)), known(world))
+    assert by_effort.objective != once.objective
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_an_infeasible_plan_says_so(make_world: Callable[..., TaxiMDP], tiny: Config, name: PlannerName) -> None:
     """Where nothing can be safe, the plan is not called feasible."""
     assert not plan(make_planner(replace(tiny, planner=name)), known(make_world(floor=1.0))).feasible
