@@ -134,17 +134,14 @@ def episode_score(episode: Trajectory, mdp: MeanFieldMDP) -> float:
         mdp: The world that it happened in.
 
     Returns:
-        The score; NaN when a constraint was violated, and in other worlds: a swarm with constraints, or without its density
-        term, has no known best policy.
-
-    Raises:
-        TypeError: If a city's constraint is not convex.
+        The score; NaN when a constraint was violated, and where nobody knows the best policy: in a city whose constraints are
+        not all convex, in a swarm with constraints or without its density term.
     """
-    if isinstance(mdp, TaxiMDP):
-        return score(episode.mu[1:], mdp)
     best = possible_return(mdp)
     if math.isnan(best) or not isinstance(mdp, ParticleMDP):
         return math.nan
+    if isinstance(mdp, TaxiMDP):
+        return score(episode.mu[1:], mdp)
     stay = stay_return(mdp)
     return math.nan if best <= stay else (float(episode.returns) - stay) / (best - stay)
 
@@ -152,7 +149,10 @@ def episode_score(episode: Trajectory, mdp: MeanFieldMDP) -> float:
 def possible_return(mdp: MeanFieldMDP) -> float:
     """The return that scores 1: the certified bound of a city, the analytic control's of an unconstrained swarm; else NaN."""
     if isinstance(mdp, TaxiMDP):
-        return certified_bound(mdp).reward
+        try:
+            return certified_bound(mdp).reward
+        except TypeError:  # a constraint that is not convex
+            return math.nan
     if isinstance(mdp, SwarmMDP) and mdp.density_term and not mdp.constraints:
         return analytic_return(mdp)
     return math.nan

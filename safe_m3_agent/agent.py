@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import time
 import warnings
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mf_taxi_env import FreeMotion, ParticleMDP, Trajectory
+from mf_taxi_env import FreeMotion, ParticleMDP
 from mf_taxi_env.bound import episode_score
 from safe_m3_agent import checkpoint
 from safe_m3_agent.callbacks import Callback, as_callback, training
@@ -268,7 +267,7 @@ class SafeM3UCRL:
             reward=float(executed.returns),
             min_margin=float(executed.worst_margin),
             violations=int(executed.violations),
-            score=self._score(executed),
+            score=episode_score(executed, self.mdp),
             certified=decision.taken,
             worst_margin=decision.worst_margin,
             epistemic=float(epistemic),
@@ -276,12 +275,6 @@ class SafeM3UCRL:
             barrier_weight=decision.weight,
             seconds=time.perf_counter() - start,
         )
-
-    def _score(self, executed: Trajectory) -> float:
-        try:
-            return episode_score(executed, self.mdp)
-        except TypeError:  # a constraint of the user's own that is not convex: nothing is certified to be possible
-            return math.nan
 
     def _restore_generator(self, state: Tensor, device: str) -> None:
         if device == self.mdp.device.type:

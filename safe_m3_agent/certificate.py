@@ -22,18 +22,20 @@ class CertificateConfig:
     """How hard the adversary looks.
 
     Attributes:
-        restarts: Searches run side by side, at least 2: from the nominal motion, from the last adversaries, from random ones.
+        restarts: Searches from random motions, at least 1, side by side with those from the nominal motion and from every
+            adversary that is known: what is known alone would only be found again.
         steps: Steps of each search; they bound the cost of a certificate.
         attempts: Shorter steps tried where no plan of an episode was certified, each half of the one before.
     """
 
-    restarts: int = 4
+    restarts: int = 3
     steps: int = 4
     attempts: int = 3
 
     def __post_init__(self) -> None:
-        if self.restarts < 2 or self.steps < 1 or self.attempts < 1:
-            raise ValueError("restarts must be at least 2, steps and attempts at least 1")
+        for name in ("restarts", "steps", "attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
 
 
 class Certificate(NamedTuple):
@@ -104,11 +106,10 @@ class Certifier:
 
     def _starts(self, mdp: HallucinatedMDP, known: Tensor, radius: float, generator: torch.Generator) -> Tensor:
         random = torch.randn(
-            self.config.restarts - 1, mdp.model.members, generator=generator, dtype=known.dtype, device=known.device
+            self.config.restarts, mdp.model.members, generator=generator, dtype=known.dtype, device=known.device
         )
-        sphere = radius * torch.nn.functional.normalize(torch.cat([random, known]), dim=-1)
         nominal = known.new_zeros(1, mdp.model.members)
-        return torch.cat([nominal, sphere[-(self.config.restarts - 1) :]])
+        return torch.cat([nominal, radius * torch.nn.functional.normalize(torch.cat([random, known]), dim=-1)])
 
 
 def confidence_radius(beta: float, members: int) -> float:

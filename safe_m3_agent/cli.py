@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from mf_taxi_env import FleetRollout, FleetSimulator, ParticleMDP, TaxiMDP, certified_bound
+from mf_taxi_env import FleetRollout, FleetSimulator, ParticleMDP, TaxiMDP
 from mf_taxi_env.atomic import replacing
 from mf_taxi_env.bound import episode_score, possible_return
 from mf_taxi_env.fleet import Resolution
@@ -140,7 +140,8 @@ def evaluate(run: tyro.conf.Positional[Path], device: str = "cpu") -> None:
         share = float(entropy_fraction(executed.mu[t + 1]))
         worst = float(executed.margins[t].min()) if world.constraints else math.nan
         print(f"{t + 1:4d}  {float(kl[t]):12.4f}  {share:13.4f}  {pictures.finite(worst, 4):>15}")
-    bound = f"  (certified bound {certified_bound(world).kl:.4f})" if isinstance(world, TaxiMDP) else ""
+    best = possible_return(world)
+    bound = f"  (certified bound {-best / world.horizon:.4f})" if isinstance(world, TaxiMDP) and math.isfinite(best) else ""
     print(f"mean  {float(kl.mean()):12.4f}{bound}")
     print(f"score {pictures.finite(episode_score(executed, world))}, {int(executed.violations)} violations")
     print(f"return {float(executed.returns):.3f}")

@@ -59,7 +59,7 @@ class Config:
     exploration_candidates: int = 16
     adversaries: int = 3
     rounds: int = 4
-    growth: float = 0.05
+    growth: float = 0.1
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     gp: GPConfig = field(default_factory=GPConfig)

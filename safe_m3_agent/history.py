@@ -26,8 +26,8 @@ class Episode:
         score: Share of the possible that was reached, see :func:`mf_taxi_env.bound.episode_score`; NaN after a violation, or
             where it is not known what is possible.
         certified: Whether a new policy was certified and taken into use in this episode.
-        worst_margin: Smallest margin that the certificate's adversary found for the policy considered; NaN where there was
-            none.
+        worst_margin: Smallest margin that adversaries found for the policy taken into use, or else for the last candidate;
+            NaN where there was none.
         epistemic: Fleet's mean epistemic standard deviation per step, in the learned world, of the policy executed.
         coverage: Share of this episode's transitions whose true destination lay within ``beta`` epistemic standard deviations
             of the model's, before it learned from them. A diagnostic: the agent does not see it.

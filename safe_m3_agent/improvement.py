@@ -24,7 +24,8 @@ class Decision(NamedTuple):
     policy: Policy  #: to execute: a new one, or the one in use
     taken: bool = False  #: whether a new policy was certified and is to be executed
     objective: float = math.nan  #: of the last plan at its last epoch; NaN where nothing was planned
-    worst_margin: float = math.nan  #: under the worst plausible motion found for the last candidate; NaN without one
+    #: Under the worst plausible motion found for the policy taken, or else for the last candidate; NaN without one.
+    worst_margin: float = math.nan
     weight: float = 0.0  #: of the barrier that was planned with
 
 
@@ -33,6 +34,14 @@ def make_planner(config: Config) -> Planner:
     if config.planner == "ddpg":
         return DDPGPlanner(config.ddpg, config.barrier.width)
     return BPTTPlanner(config.bptt, config.barrier.width)
+
+
+class Certified(NamedTuple):
+    """A candidate with a certificate."""
+
+    policy: Policy
+    margin: float  #: under the worst plausible motion found
+    predicted: float  #: return in the nominal learned world
 
 
 class SafeImprovement:
@@ -49,7 +58,7 @@ class SafeImprovement:
 
     def __init__(self, config: Config, adversaries: Tensor) -> None:
         self.config = config
-        #: The last adversaries that certificates found, [A, E]: planned against from then on.
+        #: Adversaries that certificates found, [A, E]: those of the running episode, and the last ones from before it.
         self.adversaries = adversaries
         #: Weight of the barrier.
         self.weight = config.barrier.initial if config.constrained else 0.0
@@ -85,42 +94,47 @@ class SafeImprovement:
         return Decision(policy, objective=objective)
 
     def _constrained(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator) -> Decision:
-        best, best_return, taken, certified, weight = policy, _predicted_return(learned, policy), False, False, self.weight
-        objective, worst = math.nan, math.nan
-        if not learned.model.exact:
+        weight, objective, worst = self.weight, math.nan, math.nan
+        if learned.constraints and not learned.model.exact:
             # The model has been refitted since: what is worst for the policy in use has changed, and is where to begin.
-            self._remember(self._certifier.certify(learned, policy, self.adversaries, generator))
+            self._remember(self._certifier.certify(learned, policy, self._planned_against, generator))
         # Where the motion is known a refusal teaches nothing: one long plan follows the barrier further than short ones.
         rounds, effort = (1, self.config.rounds) if learned.model.exact else (self.config.rounds, 1)
         candidate = self._start(learned, policy)
+        certified: list[Certified] = []
         for _ in range(rounds):
             candidate, objective = self._plan(learned, candidate, generator, effort)
             certificate = self._certify(learned, candidate, generator)
             worst = certificate.margin
-            if not certificate.certified:
-                continue
-            certified = True
-            # It lowers the barrier even where it is not executed: nothing better is to be had at this weight.
-            self.weight = self.config.barrier.after(self.weight, certified=True)
-            predicted = _predicted_return(learned, candidate)
-            if predicted >= best_return:
-                best, best_return, taken = candidate, predicted, True
+            if certificate.certified:
+                certified.append(Certified(candidate, worst, _predicted_return(learned, candidate)))
+                # It lowers the barrier even where it is not executed: nothing better is to be had at this weight.
+                self.weight = self.config.barrier.after(self.weight, certified=True)
         self.draft = None if certified else candidate
         if not certified:
             self.weight = self.config.barrier.after(self.weight, certified=False)
-            shorter, margin = self._part_of_the_way(learned, policy, candidate, generator)
-            if shorter is not None:
-                worst = margin
-                if _predicted_return(learned, shorter) >= best_return:
-                    best, taken = shorter, True
-        return Decision(best, taken, objective, worst, weight)
+            certified = self._part_of_the_way(learned, policy, candidate, generator)
+        chosen = self._best(learned, policy, certified)
+        self.adversaries = self._planned_against
+        if chosen is None:
+            return Decision(policy, False, objective, worst, weight)
+        return Decision(chosen.policy, True, objective, chosen.margin, weight)
+
+    def _best(self, learned: HallucinatedMDP, policy: Policy, certified: list[Certified]) -> Certified | None:
+        """The certified candidate that promises most, and no less than the policy in use; None where there is none."""
+        promised = _predicted_return(learned, policy)
+        for candidate in sorted(certified, key=lambda one: one.predicted, reverse=True):
+            # An adversary that a later candidate met may refute an earlier one.
+            if candidate.predicted >= promised and self._known_worst(learned, candidate.policy) >= 0:
+                return candidate
+        return None
 
     def _plan(self, learned: HallucinatedMDP, start: Policy, generator: torch.Generator, effort: int) -> tuple[Policy, float]:
         plan = self.planner.plan(
             learned,
             start,
             weight=self.weight,
-            adversaries=self.adversaries,
+            adversaries=self._planned_against,
             optimistic=self.config.optimistic and not learned.model.exact,
             generator=generator,
             effort=effort,
@@ -143,25 +157,29 @@ class SafeImprovement:
         known = self._known_worst(learned, candidate)
         if not known >= 0:  # NaN is refused as well
             return Certificate(known, self.adversaries.new_zeros(learned.model.members))
-        certificate = self._certifier.certify(learned, candidate, self.adversaries, generator)
+        certificate = self._certifier.certify(learned, candidate, self._planned_against, generator)
         if not certificate.certified:
             self._remember(certificate)
         return certificate
 
     def _part_of_the_way(
         self, learned: HallucinatedMDP, start: Policy, goal: Policy, generator: torch.Generator
-    ) -> tuple[Policy | None, float]:
-        """The largest certified step from ``start`` towards a refused ``goal``, found by halving, and its worst margin."""
+    ) -> list[Certified]:
+        """The largest certified step from ``start`` towards a refused ``goal``, found by halving; empty where there is none."""
         for attempt in range(1, self.config.certificate.attempts + 1):
             candidate = _between(start, goal, 0.5**attempt)
             certificate = self._certify(learned, candidate, generator)
             if certificate.certified:
-                return candidate, certificate.margin
-        return None, math.nan
+                return [Certified(candidate, certificate.margin, _predicted_return(learned, candidate))]
+        return []
 
     def _remember(self, certificate: Certificate) -> None:
-        if self.config.adversaries:
-            self.adversaries = torch.cat([self.adversaries, certificate.z.unsqueeze(0)])[-self.config.adversaries :]
+        self.adversaries = torch.cat([self.adversaries, certificate.z.unsqueeze(0)])
+
+    @property
+    def _planned_against(self) -> Tensor:
+        """The last adversaries, ``[A, E]``, as many as the settings say."""
+        return self.adversaries[max(0, len(self.adversaries) - self.config.adversaries) :]
 
     @torch.no_grad()
     def _known_worst(self, learned: HallucinatedMDP, policy: Policy) -> float:

@@ -52,10 +52,10 @@ class RunFolder(Callback):
     def on_episode_end(self, agent: Learner, episode: Episode) -> None:
         """Checkpoint first: a run that is killed while it writes the rest has lost nothing."""
         agent.save(self.folder)
-        self._record(agent.history)
         if math.isfinite(episode.objective):  # something was planned
             for name, value in agent.planner_metrics.items():
                 self._events().add_scalar(f"planner/{name}", value, episode.episode)
+        self._record(agent.history)
 
     def on_training_end(self, agent: Learner) -> None:
         """Without an episode there is no checkpoint yet; the first policy in use is then the one to keep."""

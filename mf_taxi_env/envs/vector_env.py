@@ -168,8 +168,8 @@ class MeanFieldVectorEnv(VectorEnv[Any, Any, Any]):
         return generators
 
     def _without_gradients(self) -> torch.inference_mode | torch.no_grad:
-        """Inference mode is the faster, but a client that is handed its tensors could not learn from them."""
-        return torch.no_grad() if self.backend == "torch" else torch.inference_mode()
+        """No inference mode for a client that is handed its tensors: it could not learn from them."""
+        return torch.no_grad() if self.backend == "torch" else self._shell.without_gradients()
 
     def _seen(self, values: Tensor) -> Any:
         return values if self.backend == "torch" else values.cpu().numpy()

@@ -626,3 +626,30 @@ def test_two_constraints_of_one_kind_are_told_apart() -> None:
     _, info = env.reset()
     assert sorted(info["margins"]) == ["entropy:0", "entropy:1"]
     assert info["margins"]["entropy:0"] > info["margins"]["entropy:1"] == info["margin"]
+
+
+def test_a_motion_may_differentiate_inside() -> None:
+    """Such as one that follows a potential: a step computes no gradients of its own, and forbids none."""
+
+    class Downhill:
+        def __call__(self, positions: torch.Tensor, mu: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():
+                place = positions.detach().clone().requires_grad_()
+                (slope,) = torch.autograd.grad((place - 0.5).square().sum(), place)
+            return (positions + actions - 0.1 * slope).clamp(0.0, 1.0)
+
+    for env in (taxi(motion=Downhill()), gym.make_vec("MFTaxi-v0", num_envs=2, cells=5, motion=Downhill())):
+        env.reset(seed=0)
+        assert np.isfinite(env.step(np.zeros(env.action_space.shape, np.float32))[0]).all()
+
+
+@pytest.mark.parametrize("parameterization", ["bilinear:3", "fourier:2", "network:4"])
+def test_constants_made_in_a_step_serve_gradients(parameterization: str) -> None:
+    """What a step keeps for the next one can be used by a planner in the same process."""
+    env = taxi(cells=7, noise_std=0.031, parameterization=parameterization)  # numbers that no other test has asked for
+    env.reset(seed=0)
+    env.step(np.zeros(env.action_space.shape, np.float32))
+    mdp, action = env.unwrapped.mdp, torch.zeros(env.action_space.shape, requires_grad=True)
+    field = env.unwrapped.parameterization.field(action)
+    mdp.transition(mdp.initial(), field).square().sum().backward()
+    assert action.grad is not None and action.grad.isfinite().all()

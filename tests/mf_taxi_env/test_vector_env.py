@@ -277,6 +277,16 @@ def test_steps_before_a_reset_and_bad_seeds_raise() -> None:
         envs.reset(seed=[1, 2])
 
 
+def test_tensors_of_a_batch_can_be_learned_from() -> None:
+    """Observations on the device enter a network's gradient, which tensors of inference mode must not."""
+    envs = batch(backend="torch")
+    seen, _ = envs.reset(seed=0)
+    for observation in (seen, envs.step(torch.zeros(envs.action_space.shape))[0]):
+        weight = torch.ones(observation.shape[-1], requires_grad=True)
+        (observation @ weight).sum().backward()
+        assert weight.grad is not None and torch.allclose(weight.grad, observation.sum(0))
+
+
 def test_names_of_constraints_and_parameterizations_carry_over() -> None:
     """The batch is the same world with the same spaces."""
     envs = batch(constraints=(EntropyFloor(0.5), EntropyFloor(0.6)), parameterization="fourier:2")

@@ -127,6 +127,29 @@ def test_refused_plans_are_planned_anew_until_one_is_certified(town: TaxiMDP, mo
     assert improvement.weight == pytest.approx(0.3 * 0.8**2)  # two of three were certified
 
 
+def test_a_later_adversary_may_refute_an_earlier_candidate(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is executed has passed every adversary of its episode, also those that later candidates met."""
+    fields = iter([inwards(town, 0.05), inwards(town, 3.0)])
+
+    def plan(self: BPTTPlanner, mdp: HallucinatedMDP, policy: FieldPolicy, **options: Any) -> Plan:
+        goal = FieldPolicy(mdp)
+        with torch.no_grad():
+            goal.logits += next(fields)
+        return Plan(goal, 0.0, True)
+
+    monkeypatch.setattr(BPTTPlanner, "plan", plan)
+    known_worst, asked = SafeImprovement._known_worst, []
+
+    def refuted_in_the_end(self: SafeImprovement, learned: HallucinatedMDP, policy: FieldPolicy) -> float:
+        asked.append(policy.raw(0).detach().clone())
+        first_again = len(asked) > 1 and torch.equal(asked[-1], asked[0])
+        return -0.01 if first_again else known_worst(self, learned, policy)
+
+    monkeypatch.setattr(SafeImprovement, "_known_worst", refuted_in_the_end)
+    decision, start, _ = decide(town, replace(ONE_ROUND, rounds=2), WellLearned)
+    assert len(asked) == 3 and not decision.taken and decision.policy is start
+
+
 @pytest.mark.parametrize("constrained", [True, False])
 def test_rounds_without_a_certificate_in_between_are_one_plan(
     town: TaxiMDP, monkeypatch: pytest.MonkeyPatch, constrained: bool
