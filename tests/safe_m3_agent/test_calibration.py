@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from mf_taxi_env.space import CUBE, TORUS
 from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.calibration import Calibration, HeldOut
 from safe_m3_agent.model.dynamics_model import Belief
+from safe_m3_agent.model.ensemble import EnsembleConfig
 
 
 def calibration(*, members: int = 10, moves: int = 24, per_episode: int = 12, delta: float = 0.1) -> Calibration:
@@ -174,3 +176,47 @@ def test_the_agent_records_and_uses_the_width(world: TaxiMDP, tiny: Config) -> N
     for same in (replace(tiny, beta=0.01, calibrate=False), replace(tiny, beta=0.01, constrained=False)):
         assert SafeM3UCRL(world, same).learn(1).column("beta") == [0.01]
     assert SafeM3UCRL(world, replace(tiny, beta=1.0, model="known")).learn(1).column("beta") == [1.0]
+
+
+#: Two taxis teach little in four episodes, and a floor of 0.92 leaves little room.
+HASTY = Config(beta=0.01, representative_agents=2, ensemble=EnsembleConfig(steps=60))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_overconfidence_is_caught_before_it_is_executed(make_world: Callable[..., TaxiMDP], seed: int) -> None:
+    """Who trusts the model's mean leaves the floor within four episodes; with the same settings, calibration prevents it."""
+    world = make_world(cells=6, floor=0.92, horizon=6)
+    trusting = SafeM3UCRL(world, replace(HASTY, calibrate=False), seed=seed).learn(4)
+    assert trusting.violations >= 1 and any(trusting.column("certified"))
+    history = SafeM3UCRL(world, HASTY, seed=seed).learn(4)
+    assert history.violations == 0
+    assert min(history.column("beta")) >= 2.6 and min(history.column("coverage")) >= 0.9
+
+
+def test_a_calibrated_set_still_certifies(make_world: Callable[..., TaxiMDP]) -> None:
+    """Overconfident settings end with a certificate that means something: the fleet moves, and no episode violates."""
+    world = make_world(floor=0.9, horizon=6)
+    history = SafeM3UCRL(world, replace(HASTY, representative_agents=10), seed=0).learn(5)
+    assert any(history.column("certified")) and history[-1].score > 0.1
+    assert history.violations == 0
+    assert all(episode.min_margin >= episode.worst_margin for episode in history if episode.certified)
+
+
+def test_a_model_that_is_sure_without_reason_is_found_out(make_world: Callable[..., TaxiMDP]) -> None:
+    """A prior under which nothing can move far: default widths miss the truth, those after the first episode hold it."""
+    sure = EnsembleConfig(steps=0, rounds=0, linear_scale=0.03, density_scale=0.03, residual_scale=0.003)
+    world, config = make_world(floor=0.9, horizon=6), Config(representative_agents=2, ensemble=sure)
+    plain = SafeM3UCRL(world, replace(config, calibrate=False), seed=0).learn(4)
+    history = SafeM3UCRL(world, config, seed=0).learn(4)
+    assert set(plain.column("beta")) == {3.5} and max(plain.column("held_out")) < 0.9
+    assert history[0].beta == 3.5 and min(history.column("beta")[1:]) > 7.0
+    assert min(history.column("coverage")[1:]) >= 0.9 > max(plain.column("coverage")[:3])
+    assert min(history.column("held_out")[1:]) >= 0.9
+
+
+def test_the_default_width_stays_to_the_last_bit(make_world: Callable[..., TaxiMDP]) -> None:
+    """Where a model is not too sure of itself, calibrated histories are those without calibration."""
+    world, config = make_world(floor=0.9, horizon=6), Config(representative_agents=5, ensemble=EnsembleConfig(steps=60))
+    histories = [SafeM3UCRL(world, replace(config, calibrate=calibrate), seed=0).learn(4) for calibrate in (True, False)]
+    shared = [[replace(episode, held_out=0.0) for episode in history] for history in histories]
+    assert shared[0] == shared[1] and set(histories[0].column("beta")) == {3.5}
