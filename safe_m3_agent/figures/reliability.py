@@ -37,12 +37,15 @@ def reliability(calibration: Calibration) -> Figure:
     if n:
         low, high = stats.binom.interval(0.95, n, LEVELS)
         axes.fill_between(100 * LEVELS, 100 * low / n, 100 * high / n, color=GREY, alpha=0.18, linewidth=0)
-        for levels, color, style, label in (
-            (own, ORANGE, "s--", "as the model predicts"),
-            (used, BLUE, "o-", "recalibrated, as the agent went by"),
+        # The larger marker below stays visible where nothing was recalibrated and the two coincide.
+        for levels, color, style, size, label in (
+            (own, ORANGE, "s--", 8, "as the model predicts"),
+            (used, BLUE, "o-", 4, "recalibrated, as the agent went by"),
         ):
             observed = (levels[:, None] <= LEVELS).mean(0)
-            axes.plot(100 * LEVELS, 100 * observed, style, color=color, markersize=4, linewidth=1.6, label=label)
+            axes.plot(
+                100 * LEVELS, 100 * observed, style, color=color, markersize=size, linewidth=1.6, clip_on=False, label=label
+            )
         axes.legend(loc="upper left", frameon=False, fontsize=9)
     axes.annotate("too sure", (97, 6), ha="right", color=GREY, fontsize=9)
     axes.annotate("too doubtful", (3, 78), color=GREY, fontsize=9)
