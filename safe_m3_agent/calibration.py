@@ -100,14 +100,17 @@ class Calibration:
     which is exact where noise or doubt rules alone. Heavy tails keep a single odd landing from deciding.
 
     The factor ``tau_n`` is the most probable one of at least 1, under a half-normal prior on ``log tau``: a dozen landings move
-    it a little, a hundred a lot, and none leave it at 1. A conformal quantile of ``|r| / g`` would need no distribution, but
-    cannot tell doubt from noise, which is most of a residual once a model is any good.
+    it a little, a hundred a lot, and none leave it at 1. Where it explains the landings no better than 1 does, by a
+    likelihood-ratio test of level ``delta`` (Wilks 1938), it is 1: chance alone widens nothing.
+
+    A conformal quantile of ``|r| / g`` would need no distribution, but cannot tell doubt from noise, which is most of a
+    residual once a model is any good.
 
     Args:
         members: Members of the model, ``E``.
         moves: Coordinates that one vehicle's moves of an episode have, ``d T``, at least 1.
         per_episode: Transitions per episode, at least 1.
-        delta: Share of episodes in which the confidence set may be left, in ``(0, 1)``.
+        delta: Share of episodes in which the confidence set may be left, and level of the test, in ``(0, 1)``.
         like: A tensor of the type and on the device of what will be added.
         dimension: ``d``.
     """
@@ -118,6 +121,8 @@ class Calibration:
         self.delta = delta
         # Every coordinate of every step has to lie in the set, so each may fail with its part of delta alone (Bonferroni).
         self.quantile = float(stats.norm.isf(delta / (2 * moves)))
+        # One-sided: twice the logarithm of the likelihood ratio is the square of a standard normal, or nothing.
+        self._evidence = 0.5 * max(0.0, float(stats.norm.isf(delta))) ** 2
         #: All held-out transitions so far, in order.
         self.held_out = HeldOut.empty(like, dimension)
 
@@ -130,7 +135,8 @@ class Calibration:
         """The factor ``tau_n >= 1`` by which epistemic standard deviations are too small, from the window."""
         scores = Scores.of(HeldOut(*(part[-self.window :] for part in self.held_out)))
         fits = [self._log_likelihood(scores, tau) - 0.5 * (math.log(tau) / PRIOR_STD) ** 2 for tau in FACTORS]
-        return float(FACTORS[np.argmax(fits)])
+        best = int(np.argmax(fits))
+        return float(FACTORS[best]) if fits[best] - fits[0] > self._evidence else 1.0
 
     def width(self, tau: float, least: float) -> float:
         """Half-width ``beta_n = max(least, z tau)`` of the confidence set in epistemic standard deviations.

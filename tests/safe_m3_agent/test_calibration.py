@@ -92,9 +92,12 @@ def test_a_dozen_landings_raise_the_width_of_a_model_that_is_far_too_sure() -> N
 
 def test_noise_is_not_taken_for_error() -> None:
     """Residuals many times the epistemic standard deviation are no evidence where noise explains them."""
-    judge = calibration()
-    judge.add(drawn(120, too_small_by=1.0, noise=0.1, epistemic=0.002))
-    assert judge.tau < 1.3
+    widened = 0
+    for seed in range(40):
+        judge = calibration(members=10)
+        judge.add(drawn(120, too_small_by=1.0, noise=0.1, epistemic=0.02, seed=seed))
+        widened += judge.tau > 1.0
+    assert widened <= 8  # a test of level 0.1, with room for chance
 
 
 def test_one_odd_landing_decides_nothing() -> None:
