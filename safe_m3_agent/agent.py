@@ -18,6 +18,7 @@ from torch import Tensor
 from mf_taxi_env import FreeMotion, ParticleMDP
 from mf_taxi_env.bound import episode_score
 from safe_m3_agent import checkpoint
+from safe_m3_agent.calibration import Calibration, HeldOut
 from safe_m3_agent.callbacks import Callback, as_callback, training
 from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedMDP
@@ -75,6 +76,14 @@ class SafeM3UCRL:
         self.model = self._make_model()
         self._improvement = SafeImprovement(config, mdp.initial().new_zeros(0, self.model.members))
         self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
+        self.calibration = Calibration(
+            members=self.model.members,
+            moves=mdp.horizon * mdp.grid.dimension,
+            per_episode=mdp.horizon * config.representative_agents,
+            delta=config.delta,
+            like=mdp.initial(),
+            dimension=mdp.grid.dimension,
+        )
         if config.constrained:
             self._warn_of_unsafe_start()
 
@@ -188,6 +197,7 @@ class SafeM3UCRL:
             **{f"planner.{name}": value for name, value in self._improvement.planner.state().items()},
             **{f"model.{name}": value for name, value in self.model.state().items()},
             **{f"transitions.{name}": value for name, value in self._transitions._asdict().items()},
+            **{f"held_out.{name}": value for name, value in self.calibration.held_out._asdict().items()},
         }
         facts = {
             "device": self.mdp.device.type,
@@ -237,6 +247,7 @@ class SafeM3UCRL:
             agent._improvement.planner.load_state(part("planner."))
             agent.model.load_state(part("model."))
             agent._transitions = Transitions(**part("transitions."))
+            agent.calibration.held_out = HeldOut(**part("held_out."))
             agent._improvement.adversaries = tensors["adversaries"]
             agent._restore_generator(tensors["generator"].cpu(), facts["device"])
             agent._improvement.weight = float(facts["barrier_weight"])
@@ -252,14 +263,20 @@ class SafeM3UCRL:
 
     def _episode(self) -> Episode:
         start = time.perf_counter()
-        learned = HallucinatedMDP(self.mdp, self.model, self.config.beta)
-        decision = self._improvement.improve(learned, self._policy, self._generator, transitions=self._transitions.size)
+        certifies = self.config.constrained and bool(self.mdp.constraints) and not self.model.exact
+        calibrated = self.config.calibrate and certifies
+        tau = self.calibration.tau if calibrated else 1.0
+        beta = self.calibration.width(tau, least=self.config.beta) if calibrated else self.config.beta
+        learned = HallucinatedMDP(self.mdp, self.model, beta)
+        planned = learned.with_lemma2(self.config.lipschitz) if self.config.tightening == "lemma2" else learned
+        decision = self._improvement.improve(planned, self._policy, self._generator, transitions=self._transitions.size)
         self._policy = decision.policy
         with torch.no_grad():
             epistemic = learned.rollout(self._policy).uncertainty.mean()
             executed = self.mdp.rollout(self._policy)
-            seen, coverage = observe(executed, self.mdp, self.model, self._policy, self.config, self._generator)
-        self._transitions = self._transitions.join(seen)
+            seen = observe(executed, self.mdp, self.model, self._policy, self.config, self._generator, beta=beta, tau=tau)
+        self._transitions = self._transitions.join(seen.transitions)
+        self.calibration.add(seen.held_out)
         self.model.fit(self._transitions, self._generator)
         return Episode(
             episode=len(self.history),
@@ -271,7 +288,9 @@ class SafeM3UCRL:
             certified=decision.taken,
             worst_margin=decision.worst_margin,
             epistemic=float(epistemic),
-            coverage=coverage,
+            beta=beta,
+            held_out=self.calibration.share_within(seen.held_out),
+            coverage=seen.coverage,
             barrier_weight=decision.weight,
             seconds=time.perf_counter() - start,
         )

@@ -78,7 +78,11 @@ def train(
     history = agent.history
     folder = out / FIGURES_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    save_figure(pictures.learning_curve(history, mdp), folder / "learning_curve.png")
+    drawn = {"learning_curve.png": pictures.learning_curve(history, mdp)}
+    if not agent.model.exact:
+        drawn["reliability.png"] = pictures.reliability(agent.calibration)
+    for name, figure in drawn.items():
+        save_figure(figure, folder / name)
     last = history[-1]
     certified = [episode.episode for episode in history if episode.certified]
     summary = {
@@ -103,7 +107,7 @@ def train(
             ("first certificate", f"episode {certified[0]}" if certified else "none yet"),
             ("time", f"{summary['seconds']:.0f} s"),
             ("run", f"{out} ({HISTORY_FILE}, {CHECKPOINT_FILE}, {EVENTS_FOLDER}/ for TensorBoard)"),
-            ("learning curve", str(folder / "learning_curve.png")),
+            ("pictures", f"{folder} ({', '.join(drawn)})"),
         )
     )
 

@@ -13,10 +13,12 @@ from safe_m3_agent.model.gaussian_process import GPConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.policy import PolicyConfig
+from safe_m3_agent.tightening import LipschitzConfig
 
 PlannerName = Literal["bptt", "ddpg"]
 ModelName = Literal["ensemble", "gp", "known"]
 Exploration = Literal["free", "policy"]
+Tightening = Literal["accumulated", "lemma2"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class Config:
         optimistic: Choose the hallucinated control together with the policy (Eq. 8a); ``False`` plans on the model's mean.
         beta: Half-width of the confidence set in epistemic standard deviations, at least 0; the certificate widens it for the
             number of members, see :func:`~safe_m3_agent.certificate.confidence_radius`.
+        calibrate: Widen the confidence set where held-out landings show the model to be too sure of itself, see
+            :class:`~safe_m3_agent.calibration.Calibration`; ``beta`` is then the least width. Without constraints there is
+            nothing to certify, and ``beta`` stays as it is.
+        delta: Probability, in (0, 1), with which the calibrated set may miss a move of a vehicle's episode.
         representative_agents: Representative taxis per episode, at least 1.
         exploration: What representative taxis do: ``"free"``: where the model is least sure of among some random actions (they
             carry no mass, so the fleet stays as safe as it is); ``"policy"``: what the fleet does, as in the paper.
@@ -40,6 +46,9 @@ class Config:
             it; at least 1. Where nothing is certified in between, motion known or no constraint, one plan of as many steps.
         growth: Share by which the transitions have to grow before the agent plans again, at least 0: a model that has seen
             little more than the last one plans little better (UCRL2 waits for counts to double; Jaksch et al. 2010, Figure 1).
+        tightening: What constraints are tightened by in plans: ``"accumulated"``, the fleet's doubt so far, as in the paper's
+            experiments; ``"lemma2"``, the paper's bound, valid but vacuous beyond a few steps: plans keep no constraint then.
+        lipschitz: Constants that ``"lemma2"`` assumes.
         policy: Kind of policy.
         ensemble: Settings of the ensemble.
         gp: Settings of the Gaussian process.
@@ -54,12 +63,16 @@ class Config:
     constrained: bool = True
     optimistic: bool = True
     beta: float = 3.5
+    calibrate: bool = True
+    delta: float = 0.1
     representative_agents: int = 1
     exploration: Exploration = "free"
     exploration_candidates: int = 16
     adversaries: int = 3
     rounds: int = 4
     growth: float = 0.1
+    tightening: Tightening = "accumulated"
+    lipschitz: LipschitzConfig = field(default_factory=LipschitzConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     gp: GPConfig = field(default_factory=GPConfig)
@@ -73,11 +86,14 @@ class Config:
             ("planner", get_args(PlannerName)),
             ("model", get_args(ModelName)),
             ("exploration", get_args(Exploration)),
+            ("tightening", get_args(Tightening)),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise ValueError(f"beta must be a finite number >= 0, got {self.beta!r}")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta must lie in (0, 1), got {self.delta!r}")
         for name, least in (
             ("representative_agents", 1), ("exploration_candidates", 1), ("adversaries", 0), ("rounds", 1), ("growth", 0)
         ):  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mf_taxi_env.mdp import Field, MeanFieldMDP, Move, ParticleMDP
 from safe_m3_agent.model.dynamics_model import DynamicsModel
+from safe_m3_agent.tightening import LipschitzConfig, lemma2_tightening
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class HallucinatedMDP(MeanFieldMDP):
         self.model = model
         self.beta = beta
         self._z: Tensor | None = None
+        self._steps_of_doubt: Tensor | None = None
 
     def initial(self, batch: Sequence[int] = ()) -> Tensor:
         return self._world.initial(batch)
@@ -76,7 +78,10 @@ class HallucinatedMDP(MeanFieldMDP):
         if self._z is not None:
             destinations = destinations + (self._z.movedim(-1, 0)[..., None, None] * belief.deviations).sum(0)
         destinations = self.space.admissible(destinations)
-        uncertainty = (mu * belief.epistemic.square().sum(-1).clamp_min(1e-20).sqrt()).sum(-1)
+        if self._steps_of_doubt is None:
+            uncertainty = (mu * belief.epistemic.square().sum(-1).clamp_min(1e-20).sqrt()).sum(-1)
+        else:
+            uncertainty = self._steps_of_doubt[t].expand(destinations.shape[:-2])
         return Move(self._world.noise.push_forward(mu, destinations), uncertainty)
 
     def plausible(self, z: Tensor) -> HallucinatedMDP:
@@ -93,6 +98,31 @@ class HallucinatedMDP(MeanFieldMDP):
         world = copy.copy(self)
         world._z = z
         return world
+
+    def with_lemma2(self, lipschitz: LipschitzConfig) -> HallucinatedMDP:
+        """The same world, whose uncertainty sums to the tightening of Lemma 2 (arXiv 2306.17052) along an episode.
+
+        What tightens a plan's constraints is the sum of :attr:`Move.uncertainty` so far; a planner need not know which one.
+
+        Args:
+            lipschitz: What Lemma 2 assumes.
+        """
+        world = copy.copy(self)
+        reached = lemma2_tightening(self.largest_uncertainty(), self.horizon, self.beta, lipschitz)
+        world._steps_of_doubt = reached.diff(prepend=reached.new_zeros(1))
+        return world
+
+    @torch.no_grad()
+    def largest_uncertainty(self) -> Tensor:
+        """Largest norm of the epistemic standard deviation, ``[]``: from cell centres, for the actions ``{-1, 0, 1}^d``.
+
+        In the distribution at the start: the largest one over all distributions cannot be computed.
+        """
+        sides = self.initial().new_tensor([-1.0, 0.0, 1.0])
+        d = self._world.action_dim
+        actions = torch.cartesian_prod(*[sides] * d).view(-1, 1, d).expand(-1, self.grid.size, d)
+        belief = self.model.predict(self._world.centers, self.shift(self.initial()), actions)
+        return belief.epistemic.square().sum(-1).sqrt().max()
 
 
 class HallucinatedField:

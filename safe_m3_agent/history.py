@@ -29,6 +29,9 @@ class Episode:
         worst_margin: Smallest margin that adversaries found for the policy taken into use, or else for the last candidate;
             NaN where there was none.
         epistemic: Fleet's mean epistemic standard deviation per step, in the learned world, of the policy executed.
+        beta: Half-width ``beta_n`` of the confidence set in this episode, in epistemic standard deviations.
+        held_out: Share of this episode's landing coordinates, away from edges, within the predictive interval of level
+            ``1 - delta``, noise and calibrated doubt together, before the model learned from them; NaN where none counts.
         coverage: Share of this episode's transitions whose true destination lay within ``beta`` epistemic standard deviations
             of the model's, before it learned from them. A diagnostic: the agent does not see it.
         barrier_weight: Weight ``lambda`` of the barrier.
@@ -44,6 +47,8 @@ class Episode:
     certified: bool
     worst_margin: float
     epistemic: float
+    beta: float
+    held_out: float
     coverage: float
     barrier_weight: float
     seconds: float = field(compare=False)

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from mf_taxi_env import FleetSimulator, ParticleMDP, Trajectory
+from safe_m3_agent.calibration import HeldOut
 from safe_m3_agent.config import Config
 from safe_m3_agent.model.dynamics_model import DynamicsModel
 from safe_m3_agent.policy import Policy
 from safe_m3_agent.transitions import Transitions
 
 
+class Observed(NamedTuple):
+    """What representative taxis bring home from an episode."""
+
+    transitions: Transitions  #: their moves
+    held_out: HeldOut  #: what the model predicted of them, and what came of it
+    coverage: float  #: share of true destinations within the confidence set: a diagnostic that uses the truth
+
+
 def observe(
-    executed: Trajectory, world: ParticleMDP, model: DynamicsModel, policy: Policy, config: Config, generator: torch.Generator
-) -> tuple[Transitions, float]:
+    executed: Trajectory,
+    world: ParticleMDP,
+    model: DynamicsModel,
+    policy: Policy,
+    config: Config,
+    generator: torch.Generator,
+    *,
+    beta: float,
+    tau: float = 1.0,
+) -> Observed:
     """Send representative taxis through an episode of the fleet.
 
     They carry no mass: the fleet's distributions are those of ``executed``, whatever the taxis do.
@@ -26,14 +45,12 @@ def observe(
         policy: What the fleet does.
         config: How many taxis, and how they explore.
         generator: Source of randomness.
-
-    Returns:
-        The taxis' moves, and the share of them whose true destination lay in the model's confidence set: a diagnostic that
-        uses the truth.
+        beta: Half-width of the confidence set in epistemic standard deviations.
+        tau: Factor by which the agent takes these to be too small.
     """
     seed = int(torch.randint(2**62, (1,), generator=generator, device=world.device))
     taxis = FleetSimulator(world, config.representative_agents, seed=seed, resolution="continuous")
-    moves, covered = [], []
+    moves, held_out, covered = [], [], []
     for t in range(world.horizon):
         taxis.serve(executed.mu[t])
         mu, positions = world.shift(executed.mu[t], t), taxis.positions
@@ -44,11 +61,12 @@ def observe(
         belief = model.predict(positions, mu, actions)
         error = world.space.displacement(belief.mean, world.motion(positions, mu, actions)).abs()
         # A thousandth of a cell is forgiven: beyond the city's edge belief and truth agree but for rounding.
-        covered.append((error <= config.beta * belief.epistemic + 1e-3 / world.grid.cells).all(-1))
+        covered.append((error <= beta * belief.epistemic + 1e-3 / world.grid.cells).all(-1))
         taxis.step(actions, mu)
         moves.append(Transitions(positions, mu.expand(len(positions), -1), actions, taxis.positions))
+        held_out.append(HeldOut.of_landings(belief, taxis.positions, world.space, tau))
     joined = Transitions(*(torch.cat(parts) for parts in zip(*moves, strict=True)))
-    return joined, float(torch.cat(covered).float().mean())
+    return Observed(joined, HeldOut.join(*held_out), float(torch.cat(covered).float().mean()))
 
 
 def most_doubtful(model: DynamicsModel, positions: Tensor, mu: Tensor, candidates: int, generator: torch.Generator) -> Tensor:

@@ -4,7 +4,8 @@
 many.
 """
 
+from safe_m3_agent.figures.reliability import reliability
 from safe_m3_agent.figures.run_sheets import fleet_sheet, learning_curve
 from safe_m3_agent.figures.style import finite
 
-__all__ = ["finite", "fleet_sheet", "learning_curve"]
+__all__ = ["finite", "fleet_sheet", "learning_curve", "reliability"]

@@ -25,7 +25,20 @@ from safe_m3_agent.worlds import world_facts
 
 #: Settings that mean nothing to an agent that is given the motion.
 OF_LEARNING = {
-    *("model", "beta", "optimistic", "representative_agents", "exploration", "exploration_candidates", "adversaries", "growth"),
+    *(
+        "model",
+        "beta",
+        "calibrate",
+        "delta",
+        "tightening",
+        "lipschitz",
+        "optimistic",
+        "representative_agents",
+        "exploration",
+        "exploration_candidates",
+        "adversaries",
+        "growth",
+    ),
     *get_args(ModelName),
 }
 

@@ -129,6 +129,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "float64": ({}, {"dtype": torch.float64}),
     "network per step": ({"policy": PolicyConfig("network", per_step=True, hidden=(6,))}, {}),
     "policy exploration, congested": ({"exploration": "policy", "beta": 0.5}, {"motion": "congested"}),
+    "too sure, Lemma 2": (
+        {"beta": 0.01, "delta": 0.3, "tightening": "lemma2", "ensemble": EnsembleConfig(members=3, steps=6, linear_scale=0.02)},
+        {},
+    ),
     "learned noise": ({"ensemble": EnsembleConfig(members=3, hidden=(4, 4), steps=6, learn_noise=True)}, {}),
     "sparse Gaussian process": ({"model": "gp"}, {}),
     "exact Gaussian process, learned noise": (
@@ -169,6 +173,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert third.learn(1) == whole.history
     assert all(torch.equal(a, b) for a, b in zip(parameters(third), parameters(whole), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(third._transitions, whole._transitions, strict=True))
+    held_out = [agent.calibration.held_out for agent in (third, whole)]
+    assert all(torch.equal(a, b) for a, b in zip(*(part[1:] for part in held_out), strict=True))
+    assert torch.equal(held_out[0].residual.nan_to_num(9.0), held_out[1].residual.nan_to_num(9.0))
+    assert third.calibration.tau == whole.calibration.tau and (
+        whole.calibration.tau > 1.0 or not variant.startswith("too sure")
+    )
     assert torch.equal(third._generator.get_state(), whole._generator.get_state())
     assert torch.equal(third._improvement.adversaries, whole._improvement.adversaries)
     planners = [agent._improvement.planner.state() for agent in (third, whole)]

@@ -25,7 +25,7 @@ from safe_m3_agent import (
 from safe_m3_agent.callbacks import Learner, as_callback
 from safe_m3_agent.run import RunFolder
 
-EPISODE = Episode(0, math.nan, -5.25, 0.4, 0, 0.0, False, math.nan, 0.43, 1.0, 0.3, 1.5)
+EPISODE = Episode(0, math.nan, -5.25, 0.4, 0, 0.0, False, math.nan, 0.43, 3.5, 0.9, 1.0, 0.3, 1.5)
 
 
 class Diary(Callback):

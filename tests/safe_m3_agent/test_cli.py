@@ -70,12 +70,11 @@ def test_train_reports_and_records(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "6 x 6 cells, entropy of the fleet at least 80% of its maximum" in shown
     assert "No policy earns more than" in shown and "is safe" in shown
     lines = dict(line.split("  ", 1) for line in shown.splitlines() if "  " in line)
-    assert {"score", "return", "violations", "smallest margin", "first certificate", "time", "run", "learning curve"} <= set(
-        lines
-    )
+    assert {"score", "return", "violations", "smallest margin", "first certificate", "time", "run", "pictures"} <= set(lines)
     assert lines["violations"].strip() == "in 0 of 2 executed episodes"
     assert {RUN_FILE, SCENARIO_FILE, CHECKPOINT_FILE, HISTORY_FILE, "metrics.json"} <= {path.name for path in out.iterdir()}
-    assert (out / FIGURES_FOLDER / "learning_curve.png").read_bytes().startswith(PNG)
+    for name in ("learning_curve.png", "reliability.png"):
+        assert (out / FIGURES_FOLDER / name).read_bytes().startswith(PNG)
     assert len(list((out / EVENTS_FOLDER).iterdir())) == 1
     assert not list(out.rglob("*.tmp"))
     assert len(rows(out)) == 2

@@ -17,6 +17,7 @@ from safe_m3_agent.model.gaussian_process import GPConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.policy import PolicyConfig
+from safe_m3_agent.tightening import LipschitzConfig
 
 CHANGED = Config(
     planner="ddpg",
@@ -24,12 +25,16 @@ CHANGED = Config(
     constrained=False,
     optimistic=False,
     beta=1.5,
+    calibrate=False,
+    delta=0.05,
     representative_agents=7,
     exploration="policy",
     exploration_candidates=3,
     adversaries=0,
     rounds=2,
     growth=0.5,
+    tightening="lemma2",
+    lipschitz=LipschitzConfig(motion=0.5, doubt=0.0),
     policy=PolicyConfig("network", per_step=True, hidden=(8, 4, 2)),
     ensemble=EnsembleConfig(members=3, hidden=(5, 6), learn_noise=True, residual_scale=1 / 3),
     gp=GPConfig(kind="exact", lengthscale=1 / 7),
@@ -63,6 +68,9 @@ def test_the_example_changes_every_kind_of_setting() -> None:
         ({"beta": -1.0}, "beta must be a finite number >= 0, got -1.0"),
         ({"beta": math.inf}, "beta must be a finite number >= 0, got inf"),
         ({"beta": math.nan}, "beta must be a finite number >= 0, got nan"),
+        ({"delta": 0.0}, r"delta must lie in \(0, 1\), got 0.0"),
+        ({"delta": math.nan}, r"delta must lie in \(0, 1\), got nan"),
+        ({"tightening": "none"}, r"tightening must be one of .*'lemma2'.*got 'none'"),
         ({"representative_agents": 0}, "representative_agents must be at least 1, got 0"),
         ({"exploration_candidates": 0}, "exploration_candidates must be at least 1, got 0"),
         ({"adversaries": -1}, "adversaries must be at least 0, got -1"),

@@ -12,8 +12,8 @@ import pytest
 
 from safe_m3_agent import Episode, History
 
-FIRST = Episode(0, math.nan, -5.25, 0.4, 0, 0.0, False, math.nan, 0.43, 1.0, 0.3, 1.5)
-SECOND = Episode(1, -1.1, -2.0, -0.01, 2, math.nan, True, 0.1 + 0.2, 0.02, 0.96, 0.3, 0.5)
+FIRST = Episode(0, math.nan, -5.25, 0.4, 0, 0.0, False, math.nan, 0.43, 3.5, 0.9, 1.0, 0.3, 1.5)
+SECOND = Episode(1, -1.1, -2.0, -0.01, 2, math.nan, True, 0.1 + 0.2, 0.02, 4.25, math.nan, 0.96, 0.3, 0.5)
 
 
 @pytest.fixture
