@@ -81,12 +81,18 @@ class SafeImprovement:
         Raises:
             FloatingPointError: If the planner's objective is not finite.
         """
-        if not learned.model.exact:
-            if transitions == 0 or transitions < (1.0 + self.config.growth) * self.planned_at:
-                return Decision(policy, weight=self.weight)
-            self.planned_at = transitions
+        enough = transitions > 0 and transitions >= (1.0 + self.config.growth) * self.planned_at
+        if not (enough or learned.model.exact):
+            return Decision(policy, weight=self.weight)
         improved = self._constrained if self.config.constrained else self._unconstrained
-        return improved(learned, policy, generator)
+        before = self.weight, self.adversaries
+        try:
+            decision = improved(learned, policy, generator)
+        except FloatingPointError:
+            self.weight, self.adversaries = before  # as if nothing had been tried
+            raise
+        self.planned_at = transitions
+        return decision
 
     def _unconstrained(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator) -> Decision:
         """M3-UCRL: whatever the planner comes up with."""

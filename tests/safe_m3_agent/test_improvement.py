@@ -240,7 +240,8 @@ def test_a_planner_that_diverges_is_reported(world: TaxiMDP, tiny: Config, monke
     agent.learn(2)
     policy = [parameter.detach().clone() for parameter in agent.policy.parameters()]
     model = {name: value.clone() for name, value in agent.model.state().items()}
-    history = list(agent.history)
+    history, improvement = list(agent.history), agent._improvement
+    before = improvement.weight, improvement.planned_at, improvement.adversaries.clone()
     with monkeypatch.context() as patch:
         planned(patch, torch.tensor(math.nan), objective=math.nan)
         with pytest.raises(FloatingPointError, match=r"objective is nan.*learning_rate.*barrier.width"):
@@ -248,7 +249,8 @@ def test_a_planner_that_diverges_is_reported(world: TaxiMDP, tiny: Config, monke
     assert all(torch.equal(a, b) for a, b in zip(agent.policy.parameters(), policy, strict=True))
     assert all(torch.equal(value, model[name]) for name, value in agent.model.state().items())
     assert list(agent.history) == history
-    agent.learn(1)
+    assert (improvement.weight, improvement.planned_at) == before[:2] and torch.equal(improvement.adversaries, before[2])
+    assert math.isfinite(agent.learn(1)[-1].objective)  # planned at once, not when the data have grown again
 
 
 def test_a_plan_that_is_not_a_number_is_not_executed(
