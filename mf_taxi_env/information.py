@@ -42,16 +42,18 @@ def entropy_fraction(mu: Tensor, log: Tensor | None = None) -> Tensor:
     return -(mu * (floored_log(mu) if log is None else log)).sum(-1) / math.log(size)
 
 
-def kl_divergence(p: Tensor, q: Tensor, log_q: Tensor | None = None) -> Tensor:
+def kl_divergence(p: Tensor, q: Tensor, log_q: Tensor | None = None, log_p: Tensor | None = None) -> Tensor:
     """Kullback-Leibler divergence ``KL(p || q)`` in nats; a cell with ``p = 0`` contributes nothing.
 
     Args:
         p: Distributions ``[..., K]``.
         q: Distributions ``[..., K]``, floored at ``MASS_FLOOR`` inside the logarithm.
-        log_q: Their :func:`floored_log`, where it is at hand.
+        log_q: The :func:`floored_log` of ``q``, where it is at hand.
+        log_p: That of ``p``.
 
     Returns:
         ``sum p log(p / q)``, ``[...]``, at least zero.
     """
-    divergence: Tensor = (p * (floored_log(p) - (floored_log(q) if log_q is None else log_q))).sum(-1)
+    log_p = floored_log(p) if log_p is None else log_p
+    divergence: Tensor = (p * (log_p - (floored_log(q) if log_q is None else log_q))).sum(-1)
     return divergence

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mf_taxi_env.checks import whole_number
 from mf_taxi_env.grid import Grid
+from mf_taxi_env.information import kl_divergence
 from mf_taxi_env.motion import Motion
 from mf_taxi_env.noise import Noise
 from mf_taxi_env.safety import Constraint
@@ -136,6 +137,19 @@ class MeanFieldMDP(ABC):
     def target(self, t: int = 0) -> Tensor | None:
         """The distribution that the world wants the fleet to have at step ``t``, ``[K]``; None where it names none."""
         return None
+
+    def target_kl(self, mu: Tensor, t: int = 0, log_mu: Tensor | None = None) -> Tensor:
+        """``KL(target || mu)`` in nats, ``[...]``; NaN where the world names no target.
+
+        Args:
+            mu: Distributions ``[..., K]``.
+            t: Step of the episode.
+            log_mu: Their :func:`~mf_taxi_env.information.floored_log`, where it is at hand.
+        """
+        target = self.target(t)
+        if target is None:
+            return mu.new_full(mu.shape[:-1], torch.nan)
+        return kl_divergence(target, mu, log_mu)
 
     def transition(self, mu: Tensor, actions: Tensor, t: int = 0) -> Tensor:
         """The next distribution.

@@ -51,14 +51,13 @@ class _Kernel(NamedTuple):
     """Where particles land, per axis. Particles come last: rows are long, which is what vector units like."""
 
     first: Tensor  #: index of the first of the w cells within reach [..., d, n]
-    probabilities: Tensor  #: of these cells [..., d, w, n], summing to one over w
-    within: Tensor  #: erf at the upper less erf at the lower edge of the city [..., d, n]
+    spans: Tensor  #: by how much erf grows over each of these cells [..., d, w, n]
+    within: Tensor  #: and over the city, their sum [..., d, n]
     arguments: Tensor | None  #: of erf, at the edges of these cells [..., d, w + 1, n], where slopes are wanted
 
-    def cells(self, axis: int | slice = slice(None)) -> Tensor:
-        """Indices of the cells within reach, ``[..., w, n]`` along one axis or ``[..., d, w, n]`` along all."""
-        width = self.probabilities.shape[-2]
-        return self.first[..., axis, :].unsqueeze(-2) + _count(width, 1, torch.int64, self.first.device)
+    def cells(self) -> Tensor:
+        """Indices of the cells within reach, ``[..., d, w, n]``."""
+        return self.first.unsqueeze(-2) + _count(self.spans.shape[-2], 1, torch.int64, self.first.device)
 
     def dense(self, k: int, mass: Tensor, workspace: Tensor | None = None) -> Tensor:
         """Probabilities of all ``k`` cells, ``[..., d, n, k]``, those of the first axis times ``mass`` ``[..., n]``.
@@ -67,13 +66,12 @@ class _Kernel(NamedTuple):
         """
         shape = (*self.within.shape, k)
         if workspace is None or workspace.shape != shape:
-            workspace = self.probabilities.new_zeros(shape)
+            workspace = self.spans.new_zeros(shape)
         else:
             workspace.zero_()
-        first, *others = self.probabilities.unbind(-3)  # weighted here, a particle has few cells
-        for axis, values in enumerate((first * mass.unsqueeze(-2), *others)):
-            workspace.select(-3, axis).scatter_(-1, self.cells(axis).mT, values.mT)
-        return workspace
+        weights = self.within.reciprocal()
+        weights.select(-2, 0).mul_(mass)
+        return workspace.scatter_(-1, self.cells().mT, (self.spans * weights.unsqueeze(-2)).mT)
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,8 @@ class TruncatedGaussian:
             ``[..., d, k]``; the last axis sums to one.
         """
         kernel = self._kernel(destinations.unsqueeze(-2), slopes=destinations.requires_grad)
-        zeros = kernel.probabilities.new_zeros((*destinations.shape, self.grid.cells))
-        return zeros.scatter(-1, kernel.cells().squeeze(-1), kernel.probabilities.squeeze(-1))
+        zeros = kernel.spans.new_zeros((*destinations.shape, self.grid.cells))
+        return zeros.scatter(-1, kernel.cells().squeeze(-1), kernel.spans.squeeze(-1) / kernel.within)
 
     def push_forward(self, mass: Tensor, destinations: Tensor) -> Tensor:
         """The distribution of particles that head for ``destinations`` and are perturbed.
@@ -145,11 +143,9 @@ class TruncatedGaussian:
         first = (places - reach).long().clamp_(0, k - width)
         edges = _count(width + 1, scale / k, destinations.dtype, destinations.device)
         arguments = (first - places).mul_(scale / k).unsqueeze(-2) + edges
-        # erf is twice the distance of the normal CDF from one half; the factors cancel in the quotient.
+        # erf is twice the distance of the normal CDF from one half; the factors cancel in the quotient of the two.
         cdf = torch.erf(arguments) if slopes else arguments.erf_()
-        within = _span(cdf)
-        probabilities = cdf.diff(dim=-2).div_(within.unsqueeze(-2))
-        return _Kernel(first, probabilities, within, arguments if slopes else None)
+        return _Kernel(first, cdf.diff(dim=-2), _span(cdf), arguments if slopes else None)
 
     def sample(self, destinations: Tensor, generator: torch.Generator) -> Tensor:
         """Draw where particles land.
@@ -275,7 +271,7 @@ class _PushForward(torch.autograd.Function):
                 torch.matmul(slope[rows], dense.select(1, 1).mT, out=answers.select(1, 0))
                 torch.matmul(slope[rows].mT, dense.select(1, 0).mT, out=answers.select(1, 1))
             answers = answers.gather(-2, kernel.cells())
-            expected = (answers * kernel.probabilities).sum(-2)
+            expected = (answers * kernel.spans).sum(-2).div_(kernel.within)
             to_mass[rows, columns] = expected.select(1, 0)
             # The normal density at the edges; the clamp spares it the denormal tails, which are slow.
             density = cast(Tensor, kernel.arguments).clamp(-9.0, 9.0).square_().neg_().exp_()
@@ -317,10 +313,11 @@ def _count(n: int, step: float, dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def _blocks(destinations: Tensor, k: int) -> list[tuple[slice, slice]]:
-    """Blocks of the batch and of the particles that keep temporaries small."""
+    """Blocks of the batch and of the particles that keep temporaries small; of one size, so that memory is used again."""
     batch, n, d = destinations.shape
     particles = max(1, BLOCK.get(destinations.device.type, BLOCK["cuda"]) // (d * k))
     rows, columns = max(1, particles // max(n, 1)), max(1, min(n, particles))
+    rows = math.ceil(batch / max(1, math.ceil(batch / rows)))
     return [
         (slice(row, row + rows), slice(column, column + columns))
         for row in range(0, batch, rows)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mf_taxi_env.grid import Grid
-from mf_taxi_env.information import kl_divergence
+from mf_taxi_env.information import floored_log, kl_divergence
 from mf_taxi_env.mdp import ParticleMDP
 from mf_taxi_env.motion import CongestedMotion, FreeMotion, Motion
 from mf_taxi_env.noise import TruncatedGaussian
@@ -81,6 +81,7 @@ class TaxiMDP(ParticleMDP):
         self.reward_timing: RewardTiming = reward_timing
         # One row per step of the day; a single row where demand and trips do not change.
         self._demand = torch.tensor(scenario.demand, dtype=dtype, device=self.device).reshape(-1, grid.size).unbind()
+        self._log_demand = tuple(map(floored_log, self._demand))
         self._trips = tuple(
             torch.tensor(trips, dtype=dtype, device=self.device)
             if isinstance(trips, np.ndarray)
@@ -115,6 +116,10 @@ class TaxiMDP(ParticleMDP):
         """The demand ``rho_t``, ``[K]``."""
         return self.demand(t)
 
+    def target_kl(self, mu: Tensor, t: int = 0, log_mu: Tensor | None = None) -> Tensor:
+        row = min(t, len(self._demand) - 1)
+        return kl_divergence(self._demand[row], mu, log_mu, self._log_demand[row])
+
     def initial(self, batch: Sequence[int] = ()) -> Tensor:
         """Uniform distributions ``[*batch, K]``: the largest entropy, hence safe."""
         return torch.full((*batch, self.grid.size), 1.0 / self.grid.size, dtype=self.dtype, device=self.device)
@@ -128,9 +133,7 @@ class TaxiMDP(ParticleMDP):
 
     def reward(self, mu: Tensor, actions: Tensor, next_mu: Tensor, t: int = 0) -> Tensor:
         """``-KL(rho || mu)`` in nats, ``[...]``, at most zero."""
-        if self.reward_timing == "current":
-            return -kl_divergence(self.demand(t), mu)
-        return -kl_divergence(self.demand(t), next_mu)
+        return -self.target_kl(mu if self.reward_timing == "current" else next_mu, t)
 
     def __repr__(self) -> str:
         return (

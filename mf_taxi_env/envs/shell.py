@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mf_taxi_env.information import entropy_fraction, floored_log, kl_divergence
+from mf_taxi_env.information import entropy_fraction, floored_log
 from mf_taxi_env.mdp import MeanFieldMDP
 from mf_taxi_env.parameterization import Parameterization, make_parameterization
 
@@ -204,9 +204,8 @@ class Shell:
         """What the info says of ``mu`` ``[..., K]``, caused at step ``t``."""
         margins = self.mdp.margins(mu)
         worst = margins.amin(-1) if margins.shape[-1] else mu.new_full(mu.shape[:-1], torch.inf)
-        log, target = floored_log(mu), self.mdp.target(t)  # one logarithm for both: this is half of what a report costs
-        kl = mu.new_full(mu.shape[:-1], torch.nan) if target is None else kl_divergence(target, mu, log)
-        return Report(worst, margins, entropy_fraction(mu, log), kl)
+        log = floored_log(mu)  # one for both: this is half of what a report costs
+        return Report(worst, margins, entropy_fraction(mu, log), self.mdp.target_kl(mu, t, log))
 
 
 def check_arguments(name: str, given: Mapping[str, Any], settings: type) -> None:
