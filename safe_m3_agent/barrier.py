@@ -21,11 +21,11 @@ class BarrierConfig:
         final: Smallest weight, positive.
         fall: What the weight is multiplied by after a certified plan, in ``(0, 1)``.
         rise: What it is multiplied by where none of an episode's plans was certified, at least 1.
-        width: ``delta``, in the constraint's unit: below it the logarithm continues as a quadratic.
+        width: ``delta``, in the constraint's unit: below it the logarithm continues as a quadratic. See :func:`width_at`.
     """
 
     initial: float = 0.3
-    final: float = 0.003
+    final: float = 0.0005
     fall: float = 0.8
     rise: float = 1.3
     width: float = 0.01
@@ -43,6 +43,16 @@ class BarrierConfig:
     def after(self, weight: float, *, certified: bool) -> float:
         """The weight that follows ``weight``, when plans made with it were certified or not."""
         return max(self.final, weight * self.fall) if certified else min(self.initial, weight * self.rise)
+
+
+def width_at(weight: float, width: float) -> float:
+    """The width for a barrier of weight ``lambda``: no more than ``lambda``, or ``width`` itself for no barrier at all.
+
+    Where a unit of margin is worth ``m`` of reward, reward and barrier balance at the margin ``lambda / m`` if the logarithm
+    reaches so far, and at ``delta (2 - m delta / lambda)`` in its quadratic continuation: beyond the constraint if ``delta`` is
+    more than ``2 lambda / m``. With ``delta <= lambda`` plans settle inside as long as ``m < 2``.
+    """
+    return min(width, weight) if weight else width
 
 
 def relaxed_log_barrier(margin: Tensor, width: float) -> Tensor:

@@ -49,6 +49,10 @@ class Policy(nn.Module, ABC):
         return self.prepared().field(mu, t)
 
     @abstractmethod
+    def per_cell(self) -> list[nn.Parameter]:
+        """Those of the parameters that are given per cell, each ``[steps, K, d]``."""
+
+    @abstractmethod
     def forward(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
         """Actions ``[m, d]`` at ``positions`` ``[m, d]`` in the distribution after trips ``mu`` ``[K]`` at step ``t``."""
 
@@ -69,6 +73,9 @@ class FieldPolicy(Policy):
 
     def prepared(self) -> Field:
         return _FixedField(self.logits.tanh())
+
+    def per_cell(self) -> list[nn.Parameter]:
+        return [self.logits]
 
     def forward(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
         return self.raw(t)[self.grid.index(positions)].tanh()
@@ -119,6 +126,9 @@ class NetworkPolicy(Policy):
     def prepared(self) -> Field:
         assert isinstance(self.centers, Tensor)
         return _NetworkField(self, self.from_position(self.space.coordinates(self.centers)))
+
+    def per_cell(self) -> list[nn.Parameter]:
+        return self.residual.per_cell()
 
     def forward(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
         residual = self.residual.raw(t)[self.grid.index(positions)]

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from mf_taxi_env.mdp import Field
-from safe_m3_agent.barrier import relaxed_log_barrier
+from safe_m3_agent.barrier import relaxed_log_barrier, width_at
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
+from safe_m3_agent.planners.multilevel import MultilevelAdam
 from safe_m3_agent.planners.planner import BestIterate, Plan, Planner, planned_margins, planned_worlds
 from safe_m3_agent.policy import Policy
 from safe_m3_agent.tightening import lipschitz_constants
+
+
+#: Weight of the barrier from which on plans take steps of the full learning rate.
+FULL_RATE_WEIGHT = 0.2
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,9 @@ class BPTTConfig:
 
     Attributes:
         epochs: Gradient steps per plan.
-        learning_rate: Of Adam, at the start of a plan; it falls to a tenth along a cosine.
-        gradient_clip: Largest norm of a gradient.
+        learning_rate: Of Adam, at the start of a plan; it falls to a tenth along a cosine. Where the barrier's weight is below
+            ``FULL_RATE_WEIGHT`` it is less, by the fourth root of the share: near the constraint the barrier is more curved.
+        gradient_clip: Largest norm of a gradient, coarser levels of fields included.
     """
 
     epochs: int = 12
@@ -66,10 +72,13 @@ class BPTTPlanner(Planner):
         parameters = list(policy.parameters())
         worlds = planned_worlds(mdp, adversaries)
         eta = torch.zeros(mdp.grid.size, mdp.action_dim // 2, dtype=mdp.dtype, device=mdp.device, requires_grad=optimistic)
-        optimizer = torch.optim.Adam([*parameters, *([eta] if optimistic else [])], lr=self.config.learning_rate, fused=True)
+        fields = policy.per_cell()
+        others = [parameter for parameter in parameters if all(parameter is not field for field in fields)]
+        optimizer = MultilevelAdam(fields, [*others, *([eta] if optimistic else [])], mdp.grid, self.config.gradient_clip)
         best = BestIterate(parameters)
         objective = best.value
         lipschitz = lipschitz_constants(mdp)
+        first_rate, width = self._first_rate(weight), width_at(weight, self.width)
         epochs = effort * self.config.epochs
         for epoch in range(epochs):
             field = policy.prepared()
@@ -77,21 +86,26 @@ class BPTTPlanner(Planner):
             margins = planned_margins(trajectory, lipschitz)
             objective = trajectory.returns[0]
             if weight:
-                objective = objective + weight * relaxed_log_barrier(margins, self.width).sum()
+                objective = objective + weight * relaxed_log_barrier(margins, width).sum()
             allowed = (margins >= 0).all() if weight else torch.ones_like(objective, dtype=torch.bool)
             best.offer(parameters, trajectory.returns[0].detach(), allowed)
-            optimizer.param_groups[0]["lr"] = self._learning_rate(epoch / epochs)
             optimizer.zero_grad()
             (-objective).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip, foreach=True)
-            optimizer.step()
+            optimizer.step(first_rate * _cosine(epoch / epochs))
         feasible = bool(best.value > -math.inf)
         if feasible:
             best.restore(parameters)
         return Plan(policy.requires_grad_(True), float(objective.detach()), feasible)
 
-    def _learning_rate(self, progress: float) -> float:
-        return self.config.learning_rate * (0.1 + 0.45 * (1.0 + math.cos(math.pi * progress)))
+    def _first_rate(self, weight: float) -> float:
+        """Learning rate at the start of a plan with a barrier of this weight."""
+        share = min(1.0, weight / FULL_RATE_WEIGHT) if weight else 1.0
+        return self.config.learning_rate * share**0.25
+
+
+def _cosine(progress: float) -> float:
+    """From 1 to a tenth as ``progress`` goes from 0 to 1."""
+    return 0.1 + 0.45 * (1.0 + math.cos(math.pi * progress))
 
 
 def _hallucinated(policy: Field, eta: Tensor, adversaries: int) -> HallucinatedField:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mf_taxi_env.mdp import Field
-from safe_m3_agent.barrier import relaxed_log_barrier
+from safe_m3_agent.barrier import relaxed_log_barrier, width_at
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.tightening import lipschitz_constants
 
@@ -79,7 +79,7 @@ class Stage:
     def __init__(self, mdp: HallucinatedMDP, weight: float, width: float) -> None:
         self.mdp = mdp
         self.weight = weight
-        self.width = width
+        self.width = width_at(weight, width)
         self.lipschitz = lipschitz_constants(mdp)
 
     def reward(self, earned: Tensor, margins: Tensor, doubt: Tensor, nominal: Tensor) -> Tensor:

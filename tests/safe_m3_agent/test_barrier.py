@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_m3_agent.barrier import BarrierConfig, relaxed_log_barrier
+from safe_m3_agent.barrier import BarrierConfig, relaxed_log_barrier, width_at
 
 
 def derivatives(x: float, width: float) -> tuple[float, float, float]:
@@ -49,6 +49,23 @@ def test_gradient_is_finite_in_float32_at_any_margin() -> None:
     margins: Tensor = torch.tensor([-10.0, -1e-8, 0.0, 1e-8, 0.01, 3.0], requires_grad=True)
     (slope,) = torch.autograd.grad(relaxed_log_barrier(margins, 0.01).sum(), margins)
     assert slope.isfinite().all() and (slope > 0).all()
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.01, 0.0005])
+def test_reward_and_barrier_balance_inside(weight: float) -> None:
+    """However small the weight, the best margin is a safe one; with a width of its own it would lie beyond the constraint."""
+    margins = torch.linspace(-0.2, 0.2, 400_001, dtype=torch.float64)
+
+    def best(width: float) -> float:
+        return float(margins[(weight * relaxed_log_barrier(margins, width) - 1.5 * margins).argmax()])
+
+    assert best(width_at(weight, 0.01)) > 0
+    assert (best(0.01) > 0) == (weight >= 0.01)
+
+
+def test_no_barrier_keeps_its_width() -> None:
+    """A plan without constraints has weight zero, and a width of zero would divide by it."""
+    assert width_at(0.0, 0.01) == 0.01
 
 
 def test_weight_follows_the_central_path() -> None:
