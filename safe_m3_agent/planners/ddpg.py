@@ -80,7 +80,7 @@ class DDPGPlanner(Planner):
         return Plan(actor.policy, float(objective), feasible)
 
     def metrics(self) -> dict[str, float]:
-        """Of the last round of the last plan; empty before the first. The page on planners defines each."""
+        """Of the last round of the last plan; empty before the first. The page on metrics defines each."""
         return {name: float(value) for name, value in self._metrics.items()}
 
     def state(self) -> dict[str, Tensor]:
