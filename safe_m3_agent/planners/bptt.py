@@ -17,7 +17,6 @@ from safe_m3_agent.planners.planner import BestIterate, Plan, Planner, planned_m
 from safe_m3_agent.policy import Policy
 from safe_m3_agent.tightening import lipschitz_constants
 
-
 #: Weight of the barrier from which on plans take steps of the full learning rate.
 FULL_RATE_WEIGHT = 0.2
 
@@ -100,7 +99,7 @@ class BPTTPlanner(Planner):
     def _first_rate(self, weight: float) -> float:
         """Learning rate at the start of a plan with a barrier of this weight."""
         share = min(1.0, weight / FULL_RATE_WEIGHT) if weight else 1.0
-        return self.config.learning_rate * share**0.25
+        return self.config.learning_rate * math.sqrt(math.sqrt(share))
 
 
 def _cosine(progress: float) -> float:

@@ -53,6 +53,7 @@ class MultilevelAdam:
             learning_rate: Of every level.
         """
         for field, interpolation, coarse in self._levels:
+            assert field.grad is not None  # the planner's objective depends on every field
             coarse.grad = interpolation.mT @ field.grad
         torch.nn.utils.clip_grad_norm_(self._clipped, self._clip, foreach=True)
         self._adam.param_groups[0]["lr"] = learning_rate
