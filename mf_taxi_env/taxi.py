@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Literal, get_args
+from dataclasses import replace
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from mf_taxi_env.grid import Grid
@@ -82,7 +85,7 @@ class TaxiMDP(ParticleMDP):
         # One row per step of the day; a single row where demand and trips do not change.
         self._demand = torch.tensor(scenario.demand, dtype=dtype, device=self.device).reshape(-1, grid.size).unbind()
         self._log_demand = tuple(map(floored_log, self._demand))
-        self._trips = tuple(
+        self._trips: tuple[Tensor | SparseMatrix, ...] = tuple(
             torch.tensor(trips, dtype=dtype, device=self.device)
             if isinstance(trips, np.ndarray)
             else SparseMatrix(trips, dtype, self.device)
@@ -108,6 +111,26 @@ class TaxiMDP(ParticleMDP):
         """Demand ``rho_t``, ``[K]``; the last one known for steps past the scenario's."""
         return self._demand[min(t, len(self._demand) - 1)]
 
+    def with_trips(self, probabilities: Tensor) -> Self:
+        """The same city with other trips, the same at all steps; the copy holds no reference to this one's.
+
+        Its scenario keeps demand and map; nobody rides there (trips end where they start).
+
+        Args:
+            probabilities: Row-stochastic, ``[K, K]``, or ``[..., K, K]`` for a batch of cities side by side: the leading
+                dimensions broadcast with those of distributions. Differentiable.
+
+        Raises:
+            ValueError: If they are of other cells.
+        """
+        size = self.grid.size
+        if probabilities.shape[-2:] != (size, size):
+            raise ValueError(f"probabilities must have shape [..., {size}, {size}], got {tuple(probabilities.shape)}")
+        world = copy.copy(self)
+        world._trips = (probabilities,)
+        world.scenario = replace(self.scenario, trips=sparse.eye_array(size, format="csr"))
+        return world
+
     def trips(self, t: int) -> Tensor | SparseMatrix:
         """Trip probabilities ``Phi_t``, ``[K, K]``: row = origin, column = destination; sparse where the scenario's are."""
         return self._trips[min(t, len(self._trips) - 1)]
@@ -128,7 +151,10 @@ class TaxiMDP(ParticleMDP):
         """Passenger trips: ``min(mu, rho) Phi + (mu - min(mu, rho))``, ``[..., K]``."""
         # mu - idle = min(mu, rho) is mu * min(1, rho / mu) without the quotient, whose gradient is NaN at an empty cell.
         idle = (mu - self.demand(t)).relu()
-        shifted: Tensor = (mu - idle) @ self.trips(t) + idle
+        served, trips = mu - idle, self.trips(t)
+        if isinstance(trips, Tensor) and trips.dim() > 2:  # cities side by side
+            return (served.unsqueeze(-2) @ trips).squeeze(-2) + idle
+        shifted: Tensor = served @ trips + idle
         return shifted
 
     def reward(self, mu: Tensor, actions: Tensor, next_mu: Tensor, t: int = 0) -> Tensor:

@@ -27,6 +27,7 @@ from safe_m3_agent.improvement import SafeImprovement
 from safe_m3_agent.model.dynamics_model import DynamicsModel, KnownModel
 from safe_m3_agent.model.ensemble import ProbabilisticEnsemble
 from safe_m3_agent.model.gaussian_process import GaussianProcess
+from safe_m3_agent.model.trip_model import make_trip_model
 from safe_m3_agent.policy import Policy, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
@@ -50,7 +51,7 @@ class SafeM3UCRL:
         device: Must be the device of ``mdp``.
 
     Raises:
-        ValueError: If the devices differ.
+        ValueError: If the devices differ, or the settings ask for what the world does not have.
         ImportError: If the model needs GPyTorch and it is not installed.
 
     Example:
@@ -74,7 +75,9 @@ class SafeM3UCRL:
         self._generator = torch.Generator(mdp.device).manual_seed(seed)
         self._policy = make_policy(config.policy, mdp, self._generator)
         self.model = self._make_model()
-        self._improvement = SafeImprovement(config, mdp.initial().new_zeros(0, self.model.members))
+        self.trips = make_trip_model(config.trips, mdp, self._generator) if config.learn_trips else None
+        directions = self.model.members + (0 if self.trips is None else self.trips.members)
+        self._improvement = SafeImprovement(config, mdp.initial().new_zeros(0, directions))
         self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
         self.calibration = Calibration(
             members=self.model.members,
@@ -196,6 +199,7 @@ class SafeM3UCRL:
             **{f"draft.{name}": value for name, value in draft.items()},
             **{f"planner.{name}": value for name, value in self._improvement.planner.state().items()},
             **{f"model.{name}": value for name, value in self.model.state().items()},
+            **{f"trips.{name}": value for name, value in (self.trips.state() if self.trips is not None else {}).items()},
             **{f"transitions.{name}": value for name, value in self._transitions._asdict().items()},
             **{f"held_out.{name}": value for name, value in self.calibration.held_out._asdict().items()},
         }
@@ -246,6 +250,8 @@ class SafeM3UCRL:
                 agent._improvement.draft.load_state_dict(part("draft."))
             agent._improvement.planner.load_state(part("planner."))
             agent.model.load_state(part("model."))
+            if agent.trips is not None:
+                agent.trips.load_state(part("trips."))
             agent._transitions = Transitions(**part("transitions."))
             agent.calibration.held_out = HeldOut(**part("held_out."))
             agent._improvement.adversaries = tensors["adversaries"]
@@ -267,7 +273,7 @@ class SafeM3UCRL:
         calibrated = self.config.calibrate and certifies
         tau = self.calibration.tau if calibrated else 1.0
         beta = self.calibration.width(tau, least=self.config.beta) if calibrated else self.config.beta
-        learned = HallucinatedMDP(self.mdp, self.model, beta)
+        learned = HallucinatedMDP(self.mdp, self.model, beta, self.trips)
         planned = learned.with_lemma2(self.config.lipschitz) if self.config.tightening == "lemma2" else learned
         decision = self._improvement.improve(planned, self._policy, self._generator, transitions=self._transitions.size)
         self._policy = decision.policy
@@ -278,6 +284,8 @@ class SafeM3UCRL:
         self._transitions = self._transitions.join(seen.transitions)
         self.calibration.add(seen.held_out)
         self.model.fit(self._transitions, self._generator)
+        if self.trips is not None:
+            self.trips.fit(seen.trips)
         return Episode(
             episode=len(self.history),
             objective=decision.objective,

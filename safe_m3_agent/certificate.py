@@ -1,4 +1,4 @@
-"""The pessimistic certificate: a policy is executed only if the worst plausible motion keeps it safe."""
+"""The pessimistic certificate: a policy is executed only if the worst plausible motion, and trips, keep it safe."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Certificate(NamedTuple):
     """What the adversary found."""
 
     margin: float  #: smallest margin found over steps, constraints and plausible motions; safe if at least zero
-    z: Tensor  #: the worst plausible motion found, [E]
+    z: Tensor  #: the worst plausible motion found, and trips where these are learned, [E]
 
     @property
     def certified(self) -> bool:
@@ -58,6 +58,9 @@ class Certifier:
     deviations of the margin itself, as the members give it; the radius is :func:`confidence_radius`. If the set holds the true
     motion (arXiv 2306.17052, Assumption 4) and the search finds the minimum, a certified policy is safe. The search is local:
     a certificate is strong evidence, not a proof.
+
+    Where trips are learned they have a ball of their own, and the adversary chooses from both at once: the worst plausible
+    trips together with the worst plausible motion.
 
     Args:
         config: How hard to look.
@@ -75,11 +78,10 @@ class Certifier:
             known: Adversaries found before, ``[A, E]``, the last ones last.
             generator: Source of the random starts.
         """
-        radius = confidence_radius(mdp.beta, mdp.model.members)
         with torch.no_grad():
             field = policy.prepared()
-        z = self._starts(mdp, known, radius, generator)
-        if mdp.model.exact or not mdp.constraints:
+        z = self._starts(mdp, known, generator)
+        if mdp.exact or not mdp.constraints:
             with torch.no_grad():
                 return Certificate(float(mdp.rollout(field).worst_margin), z[0])
         best_margin = torch.full(z.shape[:1], math.inf, dtype=z.dtype, device=z.device)
@@ -100,16 +102,23 @@ class Certifier:
             aim = torch.where(odd, trajectory.margins.flatten(1).mean(1), worst)
             (slope,) = torch.autograd.grad(aim.sum(), z)
             # The margin is nearly linear over the ball, so each step goes to where its linearisation is least: on the sphere.
-            z = -radius * torch.nn.functional.normalize(slope, dim=-1)
+            z = -_farthest(mdp, slope)
         found = best_margin.argmin()
         return Certificate(float(best_margin[found]), best[found].detach())
 
-    def _starts(self, mdp: HallucinatedMDP, known: Tensor, radius: float, generator: torch.Generator) -> Tensor:
-        random = torch.randn(
-            self.config.restarts, mdp.model.members, generator=generator, dtype=known.dtype, device=known.device
-        )
-        nominal = known.new_zeros(1, mdp.model.members)
-        return torch.cat([nominal, radius * torch.nn.functional.normalize(torch.cat([random, known]), dim=-1)])
+    def _starts(self, mdp: HallucinatedMDP, known: Tensor, generator: torch.Generator) -> Tensor:
+        random = torch.randn(self.config.restarts, mdp.directions, generator=generator, dtype=known.dtype, device=known.device)
+        nominal = known.new_zeros(1, mdp.directions)
+        return torch.cat([nominal, _farthest(mdp, torch.cat([random, known]))])
+
+
+def _farthest(mdp: HallucinatedMDP, z: Tensor) -> Tensor:
+    """The plausible motions, and trips, that lie farthest along directions ``[..., E]``: on the sphere about each set."""
+    radii = [confidence_radius(beta, members) for members, beta in mdp.doubts]
+    parts = z.split([members for members, _ in mdp.doubts], -1)
+    spheres = [radius * torch.nn.functional.normalize(part, dim=-1) for radius, part in zip(radii, parts, strict=True)]
+    # One alone is not copied: in another layout sums are rounded otherwise, and old runs could not be repeated.
+    return torch.cat(spheres, -1) if len(spheres) > 1 else spheres[0]
 
 
 def confidence_radius(beta: float, members: int) -> float:

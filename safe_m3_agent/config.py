@@ -10,6 +10,7 @@ from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.model.gaussian_process import GPConfig
+from safe_m3_agent.model.trip_model import TripConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.policy import PolicyConfig
@@ -29,6 +30,8 @@ class Config:
         planner: ``"bptt"``: MF-BPTT; ``"ddpg"``: MF-DDPG.
         model: ``"ensemble"`` and ``"gp"``, a Gaussian process (extra ``gp``), learn the motion; ``"known"`` is given it
             (Remark 1 of the paper).
+        learn_trips: Learn where passengers go, too, from those of representative taxis; ``False`` is given it. Only for cities
+            whose trips are the same at all steps.
         constrained: ``False`` is M3-UCRL: no barrier and no certificate; margins are still recorded.
         optimistic: Choose the hallucinated control together with the policy (Eq. 8a); ``False`` plans on the model's mean.
         beta: Half-width of the confidence set in epistemic standard deviations, at least 0; the certificate widens it for the
@@ -52,6 +55,7 @@ class Config:
         policy: Kind of policy.
         ensemble: Settings of the ensemble.
         gp: Settings of the Gaussian process.
+        trips: Settings of the learned trips.
         bptt: Settings of MF-BPTT.
         ddpg: Settings of MF-DDPG.
         barrier: Weight and width of the barrier.
@@ -60,6 +64,7 @@ class Config:
 
     planner: PlannerName = "bptt"
     model: ModelName = "ensemble"
+    learn_trips: bool = False
     constrained: bool = True
     optimistic: bool = True
     beta: float = 3.5
@@ -76,6 +81,7 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     gp: GPConfig = field(default_factory=GPConfig)
+    trips: TripConfig = field(default_factory=TripConfig)
     bptt: BPTTConfig = field(default_factory=BPTTConfig)
     ddpg: DDPGConfig = field(default_factory=DDPGConfig)
     barrier: BarrierConfig = field(default_factory=BarrierConfig)

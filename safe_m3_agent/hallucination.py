@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from mf_taxi_env.mdp import Field, MeanFieldMDP, Move, ParticleMDP
+from mf_taxi_env.taxi import TaxiMDP
 from safe_m3_agent.model.dynamics_model import DynamicsModel
+from safe_m3_agent.model.trip_model import TripModel
 from safe_m3_agent.tightening import LipschitzConfig, lemma2_tightening
 
 
@@ -24,7 +26,7 @@ class UnknownMotion:
 
 
 class HallucinatedMDP(MeanFieldMDP):
-    """The world as the agent knows it: true trips, noise, reward and constraints, and a learned motion.
+    """The world as the agent knows it: its noise, reward, constraints and demand, a learned motion, and true or learned trips.
 
     An action is ``(a, eta)`` per cell: the policy's action and the hallucinated control that picks, within the confidence
     set, where it leads: ``m(z) + beta sigma_e(z) eta`` with ``z = (s, mu', a)`` (arXiv 2306.17052, Eq. 7, diagonal case;
@@ -32,12 +34,17 @@ class HallucinatedMDP(MeanFieldMDP):
     ``eta = 0``, the nominal world.
 
     Args:
-        world: The known parts of the world. Its motion is dropped: nothing of this object leads to it.
+        world: The known parts of the world. Its motion is dropped, and its trips are where they are learned: nothing of this
+            object leads to them.
         model: The learned motion.
         beta: Half-width of the confidence set in epistemic standard deviations, at least 0.
+        trips: The learned trips of a city; None where the true ones are known.
+
+    Raises:
+        ValueError: If ``beta`` is out of range, or trips are given for a world that is not a city.
     """
 
-    def __init__(self, world: ParticleMDP, model: DynamicsModel, beta: float) -> None:
+    def __init__(self, world: ParticleMDP, model: DynamicsModel, beta: float, trips: TripModel | None = None) -> None:
         if not beta >= 0:
             raise ValueError(f"beta must be at least 0, got {beta!r}")
         super().__init__(
@@ -50,10 +57,34 @@ class HallucinatedMDP(MeanFieldMDP):
         )
         self._world = world.with_motion(UnknownMotion())
         self.space = world.space
+        self.trips = trips
+        if trips is not None:
+            self._world = self._carrying(trips.probabilities())
         self.model = model
         self.beta = beta
         self._z: Tensor | None = None
         self._steps_of_doubt: Tensor | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether motion and trips are the true ones, so that there is nothing to doubt."""
+        return self.model.exact and self.trips is None
+
+    @property
+    def doubts(self) -> list[tuple[int, float]]:
+        """Members and half-width of each confidence set: the motion's, and the trips' where they are learned."""
+        sets = [(self.model.members, self.beta)]
+        return sets if self.trips is None else [*sets, (self.trips.members, self.trips.config.beta)]
+
+    @property
+    def directions(self) -> int:
+        """Length of a direction of :meth:`plausible`: the members of all confidence sets."""
+        return sum(members for members, _ in self.doubts)
+
+    def _carrying(self, trips: Tensor) -> TaxiMDP:
+        if not isinstance(self._world, TaxiMDP):
+            raise ValueError(f"trips can be learned of a TaxiMDP, got a {type(self._world).__name__}")
+        return self._world.with_trips(trips)
 
     def initial(self, batch: Sequence[int] = ()) -> Tensor:
         return self._world.initial(batch)
@@ -85,7 +116,8 @@ class HallucinatedMDP(MeanFieldMDP):
         return Move(self._world.noise.push_forward(mu, destinations), uncertainty)
 
     def plausible(self, z: Tensor) -> HallucinatedMDP:
-        """The world in which the motion is another one of the confidence set, the same function at every place and step.
+        """The world in which the motion is another one of the confidence set, the same function at every place and step; and,
+        where they are learned, the trips others of theirs (:class:`~safe_m3_agent.model.trip_model.TripModel`).
 
         ``m(x) + sum_e z_e (f_e(x) - m(x)) / sqrt(E - 1)`` with ``|z| <= r`` stays within ``r`` epistemic standard deviations of
         the mean everywhere (Cauchy-Schwarz), and it errs at different places as the members do, together. The
@@ -93,10 +125,14 @@ class HallucinatedMDP(MeanFieldMDP):
         deviations.
 
         Args:
-            z: Directions ``[..., E]``; their batch dimensions become those of a rollout.
+            z: Directions ``[..., E]``, those of the motion first and then those of learned trips, :attr:`directions` in all;
+                their batch dimensions become those of a rollout.
         """
         world = copy.copy(self)
         world._z = z
+        if self.trips is not None:
+            world._z, others = z.split([self.model.members, self.trips.members], -1)
+            world._world = self._carrying(self.trips.probabilities(others))
         return world
 
     def with_lemma2(self, lipschitz: LipschitzConfig) -> HallucinatedMDP:

@@ -82,7 +82,7 @@ class SafeImprovement:
             FloatingPointError: If the planner's objective is not finite.
         """
         enough = transitions > 0 and transitions >= (1.0 + self.config.growth) * self.planned_at
-        if not (enough or learned.model.exact):
+        if not (enough or learned.exact):
             return Decision(policy, weight=self.weight)
         improved = self._constrained if self.config.constrained else self._unconstrained
         before = self.weight, self.adversaries
@@ -101,11 +101,11 @@ class SafeImprovement:
 
     def _constrained(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator) -> Decision:
         weight, objective, worst = self.weight, math.nan, math.nan
-        if learned.constraints and not learned.model.exact:
+        if learned.constraints and not learned.exact:
             # The model has been refitted since: what is worst for the policy in use has changed, and is where to begin.
             self._remember(self._certifier.certify(learned, policy, self._planned_against, generator))
-        # Where the motion is known a refusal teaches nothing: one long plan follows the barrier further than short ones.
-        rounds, effort = (1, self.config.rounds) if learned.model.exact else (self.config.rounds, 1)
+        # Where the world is known a refusal teaches nothing: one long plan follows the barrier further than short ones.
+        rounds, effort = (1, self.config.rounds) if learned.exact else (self.config.rounds, 1)
         candidate = self._start(learned, policy)
         certified: list[Certified] = []
         for _ in range(rounds):
@@ -162,7 +162,7 @@ class SafeImprovement:
         # Adversaries that are known already refuse a hopeless candidate at the price of one rollout.
         known = self._known_worst(learned, candidate)
         if not known >= 0:  # NaN is refused as well
-            return Certificate(known, self.adversaries.new_zeros(learned.model.members))
+            return Certificate(known, self.adversaries.new_zeros(learned.directions))
         certificate = self._certifier.certify(learned, candidate, self._planned_against, generator)
         if not certificate.certified:
             self._remember(certificate)

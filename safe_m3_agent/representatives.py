@@ -12,7 +12,7 @@ from safe_m3_agent.calibration import HeldOut
 from safe_m3_agent.config import Config
 from safe_m3_agent.model.dynamics_model import DynamicsModel
 from safe_m3_agent.policy import Policy
-from safe_m3_agent.transitions import Transitions
+from safe_m3_agent.transitions import Transitions, Trips
 
 
 class Observed(NamedTuple):
@@ -21,6 +21,7 @@ class Observed(NamedTuple):
     transitions: Transitions  #: their moves
     held_out: HeldOut  #: what the model predicted of them, and what came of it
     coverage: float  #: share of true destinations within the confidence set: a diagnostic that uses the truth
+    trips: Trips  #: their passengers
 
 
 def observe(
@@ -50,9 +51,11 @@ def observe(
     """
     seed = int(torch.randint(2**62, (1,), generator=generator, device=world.device))
     taxis = FleetSimulator(world, config.representative_agents, seed=seed, resolution="continuous")
-    moves, held_out, covered = [], [], []
+    moves, trips, held_out, covered = [], [Trips.empty(world.device)], [], []
     for t in range(world.horizon):
+        origins = world.grid.index(taxis.positions)
         taxis.serve(executed.mu[t])
+        trips.append(Trips(origins[taxis.occupied], world.grid.index(taxis.positions)[taxis.occupied]))
         mu, positions = world.shift(executed.mu[t], t), taxis.positions
         if config.exploration == "policy" or model.exact:
             actions = policy(positions, mu, t)
@@ -66,7 +69,8 @@ def observe(
         moves.append(Transitions(positions, mu.expand(len(positions), -1), actions, taxis.positions))
         held_out.append(HeldOut.of_landings(belief, taxis.positions, world.space, tau))
     joined = Transitions(*(torch.cat(parts) for parts in zip(*moves, strict=True)))
-    return Observed(joined, HeldOut.join(*held_out), float(torch.cat(covered).float().mean()))
+    coverage = float(torch.cat(covered).float().mean())
+    return Observed(joined, HeldOut.join(*held_out), coverage, trips[0].join(*trips[1:]))
 
 
 def most_doubtful(model: DynamicsModel, positions: Tensor, mu: Tensor, candidates: int, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the representative taxis saw: the only data that the agent learns motion from."""
+"""What the representative taxis saw: the only data that the agent learns from."""
 
 from __future__ import annotations
 
@@ -30,3 +30,25 @@ class Transitions(NamedTuple):
     def join(self, other: Transitions) -> Transitions:
         """These moves, then the others."""
         return Transitions(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+
+
+class Trips(NamedTuple):
+    """Passengers of representative taxis."""
+
+    origins: Tensor  #: cells where they got in [n], whole numbers
+    destinations: Tensor  #: cells where they got out [n]
+
+    @property
+    def size(self) -> int:
+        """Number of trips ``n``."""
+        return self.origins.shape[0]
+
+    @classmethod
+    def empty(cls, device: torch.device) -> Trips:
+        """No trips yet."""
+        none = torch.zeros(0, dtype=torch.long, device=device)
+        return cls(none, none)
+
+    def join(self, *others: Trips) -> Trips:
+        """These trips, then the others."""
+        return Trips(*(torch.cat(parts) for parts in zip(self, *others, strict=True)))

@@ -43,7 +43,7 @@ class Critic(nn.Module, ABC):
         super().__init__()
         like = mdp.initial()
         self.density = float(mdp.grid.size)
-        self.first = dense(features + 1 + mdp.model.members, hidden, mdp, generator)
+        self.first = dense(features + 1 + mdp.directions, hidden, mdp, generator)
         self.steps = nn.Parameter(
             0.1 * torch.randn(mdp.horizon, hidden, generator=generator, dtype=mdp.dtype, device=mdp.device)
         )

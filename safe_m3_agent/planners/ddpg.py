@@ -157,7 +157,7 @@ class ActorCritic:
         self.modes = modes
         self.noise_scale = noise_scale
         self.generator = generator
-        self.worlds = torch.cat([adversaries.new_zeros(1, stage.mdp.model.members), adversaries])
+        self.worlds = torch.cat([adversaries.new_zeros(1, stage.mdp.directions), adversaries])
         self.parameters = list(actor.parameters())
         self.trusted = BestIterate(self.parameters)
         self.best = BestIterate(self.parameters)

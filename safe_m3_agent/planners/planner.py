@@ -102,7 +102,7 @@ class BestIterate:
 
 def planned_worlds(mdp: HallucinatedMDP, adversaries: Tensor) -> HallucinatedMDP:
     """The nominal world and every adversarial one, side by side: batch ``[1 + A]``."""
-    return mdp.plausible(torch.cat([adversaries.new_zeros(1, mdp.model.members), adversaries]))
+    return mdp.plausible(torch.cat([adversaries.new_zeros(1, mdp.directions), adversaries]))
 
 
 def planned_margins(trajectory: Trajectory, lipschitz: Tensor) -> Tensor:
