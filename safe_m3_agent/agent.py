@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
+import typing
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mf_taxi_env import FreeMotion, ParticleMDP
+from mf_taxi_env import FreeMotion, ParticleMDP, TaxiMDP
 from mf_taxi_env.bound import episode_score
 from safe_m3_agent import checkpoint
 from safe_m3_agent.calibration import Calibration, HeldOut
@@ -94,6 +95,11 @@ class SafeM3UCRL:
     def planner_metrics(self) -> dict[str, float]:
         """Figures of the last plan that only its planner has, by name; none for MF-BPTT."""
         return self._improvement.planner.metrics()
+
+    @property
+    def trip_metrics(self) -> dict[str, float]:
+        """What is known of the trips, see :meth:`TripModel.metrics`; none where they are given."""
+        return {} if self.trips is None else self.trips.metrics(typing.cast("TaxiMDP", self.mdp))
 
     # -- use --------------------------------------------------------------------------------------------------------------
 
@@ -310,7 +316,10 @@ class SafeM3UCRL:
             self._generator.manual_seed(self.seed + len(self.history))
 
     def _warn_of_unsafe_start(self) -> None:
-        """Staying put is free of the unknown motion: whether it is safe can be said before anything is learned."""
+        """Staying put is free of the unknown motion: whether it is safe can be said before anything is learned.
+
+        Of unknown trips it is not: there the warning is a service of the simulator, which knows.
+        """
         with torch.no_grad():
             margin = float(self.mdp.with_motion(FreeMotion()).rollout(self._policy).worst_margin)
         if margin < 0:

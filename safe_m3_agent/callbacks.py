@@ -37,6 +37,11 @@ class Learner(Protocol):
         """Figures of the last plan that only its planner has."""
         ...
 
+    @property
+    def trip_metrics(self) -> dict[str, float]:
+        """What is known of the trips, where they are learned."""
+        ...
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write a checkpoint."""
         ...

@@ -56,6 +56,8 @@ class RunFolder(Callback):
         if math.isfinite(episode.objective):  # something was planned
             for name, value in agent.planner_metrics.items():
                 self._events().add_scalar(f"planner/{name}", value, episode.episode)
+        for name, value in agent.trip_metrics.items():
+            self._events().add_scalar(f"trips/{name}", value, episode.episode)
         self._record(agent.history)
 
     def on_training_end(self, agent: Learner) -> None:

@@ -124,15 +124,23 @@ class TripModel:
         return probabilities
 
     @torch.no_grad()
-    def doubt(self, served: Tensor) -> float:
-        """Mean over the members of the share of passengers that they take elsewhere than the mode does.
+    def metrics(self, city: TaxiMDP) -> dict[str, float]:
+        """What is known of trips, and how well, by name.
+
+        ``observed`` is the number of trips seen. With passengers who start where the demand is, ``doubt`` is the share whom a
+        member takes elsewhere than the mode does, the members' mean, and ``error`` the share whom the mode takes elsewhere
+        than the truth: a diagnostic that the agent does not see.
 
         Args:
-            served: Passengers per origin, ``[K]``, summing to one.
+            city: The true world.
         """
-        z = math.sqrt(self.members - 1) * torch.eye(self.members, dtype=self._dtype, device=served.device)
-        arrivals = torch.stack([served @ self.probabilities(one) for one in z])
-        return float(0.5 * (arrivals - served @ self.probabilities()).abs().sum(-1).mean())
+        served = city.demand(0)
+        nominal = served @ self.probabilities()
+        members = math.sqrt(self.members - 1) * torch.eye(self.members, dtype=self._dtype, device=served.device)
+        plausible = torch.stack([served @ self.probabilities(z) for z in members])
+        doubt = 0.5 * (plausible - nominal).abs().sum(-1).mean()
+        error = 0.5 * (served @ city.trips(0) - nominal).abs().sum()
+        return {"observed": float(self.trips.size), "doubt": float(doubt), "error": float(error)}
 
     # -- learning ---------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,25 @@ def test_demand_and_trips_may_change_with_the_step(make_scenario: Make, single: 
         np.testing.assert_allclose(mdp.transition(m, a, t).numpy(), expected, atol=1e-10)
         reward = mdp.reward(torch.full((16,), 1 / 16, dtype=F64), a, m, t)
         assert float(reward) == pytest.approx(-scipy.stats.entropy(demand, np.full(16, 1 / 16)), abs=1e-12)
+
+
+def test_other_trips_one_by_one_or_side_by_side(make_scenario: Make) -> None:
+    """A city with other trips is the city of that scenario; a batch of them is a loop; the first city stays what it was."""
+    scenario, others = make_scenario(3), [make_scenario(3, seed) for seed in (1, 2)]
+    city = TaxiMDP(scenario, dtype=F64)
+    mu = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(9), 2))
+    before = city.shift(mu)
+    trips = torch.stack([torch.from_numpy(other.trips.copy()) for other in others])
+    together = city.with_trips(trips)
+    for i, other in enumerate(others):
+        expected = TaxiMDP(replace(scenario, trips=other.trips), dtype=F64).shift(mu[i])
+        torch.testing.assert_close(city.with_trips(trips[i]).shift(mu[i]), expected)
+        torch.testing.assert_close(together.shift(mu)[i], expected)
+        torch.testing.assert_close(together.shift(mu[0])[i], city.with_trips(trips[i]).shift(mu[0]))
+    assert torch.equal(city.shift(mu), before) and city.scenario is scenario
+    assert np.array_equal(together.scenario.demand, scenario.demand) and together.scenario.box == scenario.box
+    with pytest.raises(ValueError, match=r"shape \[..., 9, 9\], got \(4, 4\)"):
+        city.with_trips(torch.eye(4))
 
 
 def test_shift_moves_only_served_taxis() -> None:

@@ -18,6 +18,7 @@ from safe_m3_agent import Config, Episode, History, SafeM3UCRL
 from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.model.gaussian_process import GPConfig
+from safe_m3_agent.model.trip_model import TripConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.policy import PolicyConfig
@@ -106,6 +107,28 @@ def test_gaussian_process(make_world: Callable[..., TaxiMDP], motion: str) -> No
     assert float(np.mean(history.column("coverage")[1:])) >= 0.95
 
 
+def test_unknown_trips(town: TaxiMDP, safe: SafeM3UCRL) -> None:
+    """Not told where passengers go, the fleet stays put for longer, then moves with a certificate, and never violates."""
+    agent = SafeM3UCRL(town, replace(QUICK, learn_trips=True), seed=0)
+    history = agent.learn(5)
+    assert history.violations == 0 and min(history.column("min_margin")) > 0
+    assert history[0].score == pytest.approx(0.0, abs=1e-6)
+    certified = history.column("certified")
+    assert any(certified) and certified.index(True) >= safe.history.column("certified").index(True)
+    assert all(episode.min_margin >= episode.worst_margin - 1e-4 for episode in history if episode.certified)
+    assert history[-1].score >= 0.15
+    assert agent.trip_metrics["observed"] > 300 and agent.trip_metrics["error"] < 0.1
+
+
+def test_unknown_trips_with_the_motion_known(town: TaxiMDP) -> None:
+    """Trips alone are doubt enough: nothing is certified at first, then the fleet moves, and never violates."""
+    config = replace(QUICK, model="known", learn_trips=True)
+    history = SafeM3UCRL(town, config, seed=0).learn(4)
+    assert history.violations == 0
+    assert not history[0].certified and any(history.column("certified"))
+    assert history[-1].score >= 0.15
+
+
 def test_a_world_without_constraints(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
     """Nothing to keep: every policy is certified, margins are infinite, no step violates."""
     history = SafeM3UCRL(make_world(constraints=()), tiny).learn(2)
@@ -140,6 +163,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"dtype": torch.float64},
     ),
     "known": ({"model": "known"}, {}),
+    "learned trips": ({"learn_trips": True, "trips": TripConfig(members=3)}, {}),
+    "learned trips, known motion, float64": ({"learn_trips": True, "model": "known"}, {"dtype": torch.float64}),
     "unconstrained": ({"constrained": False}, {}),
     "ddpg": ({"planner": "ddpg"}, {}),
     "ddpg, known, float64": ({"planner": "ddpg", "model": "known"}, {"dtype": torch.float64}),
@@ -151,6 +176,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ddpg, expansion": (
         {"planner": "ddpg", "ddpg": DDPGConfig("expansion", rounds=2, episodes=4, critic_steps=2, lookahead=2)},
         {"motion": "congested"},
+    ),
+    "ddpg, expansion, learned trips": (
+        {
+            "learn_trips": True,
+            "planner": "ddpg",
+            "ddpg": DDPGConfig("expansion", rounds=2, episodes=4, critic_steps=2, lookahead=2),
+        },
+        {},
     ),
 }
 
@@ -173,6 +206,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert third.learn(1) == whole.history
     assert all(torch.equal(a, b) for a, b in zip(parameters(third), parameters(whole), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(third._transitions, whole._transitions, strict=True))
+    assert (third.trips is not None) == (whole.trips is not None) == config.learn_trips
+    if third.trips is not None and whole.trips is not None:
+        assert whole.trips.trips.size > 0
+        trips = third.trips.state(), whole.trips.state()
+        assert trips[0].keys() == trips[1].keys() and all(torch.equal(trips[0][name], trips[1][name]) for name in trips[0])
     held_out = [agent.calibration.held_out for agent in (third, whole)]
     assert all(torch.equal(a, b) for a, b in zip(*(part[1:] for part in held_out), strict=True))
     assert torch.equal(held_out[0].residual.nan_to_num(9.0), held_out[1].residual.nan_to_num(9.0))

@@ -144,14 +144,12 @@ def test_known_adversaries_are_tried(scene: Scene) -> None:
 def test_however_much_is_known_random_starts_remain(scene: Scene) -> None:
     """Searches from known adversaries come on top: alone they would find again what is known."""
     starts = [
-        Certifier(CertificateConfig(restarts=2))._starts(
-            scene[0], torch.ones(known, MEMBERS), 3.0, torch.Generator().manual_seed(0)
-        )
+        Certifier(CertificateConfig(restarts=2))._starts(scene[0], torch.ones(known, MEMBERS), torch.Generator().manual_seed(0))
         for known in (0, 5)
     ]
     assert [len(each) for each in starts] == [3, 8]
     assert torch.equal(starts[0], starts[1][:3]) and not starts[0][0].any()
-    torch.testing.assert_close(starts[1][1:].norm(dim=-1), torch.full((7,), 3.0))
+    torch.testing.assert_close(starts[1][1:].norm(dim=-1), torch.full((7,), confidence_radius(3.0, MEMBERS)))
 
 
 def test_same_seed_same_certificate(scene: Scene) -> None:

@@ -255,6 +255,17 @@ def test_missing_files_are_missing(saved: Path, tmp_path: Path) -> None:
         SafeM3UCRL.load(saved)
 
 
+def test_a_run_from_before_a_setting_goes_on(agent: SafeM3UCRL, saved: Path) -> None:
+    """A setting that a run file does not know yet had its default: the run is this agent's, unless it is set otherwise."""
+    facts = json.loads((saved / RUN_FILE).read_text())
+    del facts["config"]["learn_trips"], facts["config"]["trips"]
+    (saved / RUN_FILE).write_text(json.dumps(facts))
+    agent.check_folder(saved)
+    assert SafeM3UCRL.load(saved).history == agent.history
+    with pytest.raises(ValueError, match="another run: config"):
+        SafeM3UCRL(agent.mdp, replace(agent.config, learn_trips=True), seed=3).check_folder(saved)
+
+
 def test_a_folder_of_another_run_is_refused(
     saved: Path, make_world: Callable[..., TaxiMDP], random_city: Callable[..., Scenario], tiny: Config
 ) -> None:

@@ -100,6 +100,20 @@ def test_options_reach_the_agent(run: Path) -> None:
     assert agent.mdp.reward_timing == "next" and agent.seed == 0
 
 
+def test_trips_can_be_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run with --learn-trips goes on where it was, and a swarm, which has no trips, is refused."""
+    train(tmp_path / "whole", "--learn-trips", "--trips.members", "4", episodes=3)
+    train(tmp_path / "halves", "--learn-trips", "--trips.members", "4", episodes=1)
+    train(tmp_path / "halves", "--learn-trips", "--trips.members", "4", "--resume", episodes=3)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "halves")
+    agent = SafeM3UCRL.load(tmp_path / "whole")
+    assert agent.trips is not None and agent.trips.members == 4 and agent.trips.trips.size > 0
+    capsys.readouterr()
+    error = refusal(capsys, "train", "--world", "swarm", "--learn-trips", "--out", str(tmp_path / "swarm"))
+    assert "learn_trips needs a world with trips, a TaxiMDP, got a SwarmMDP" in error
+    assert not (tmp_path / "swarm").exists()
+
+
 def test_evaluate_prints_every_step(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A table of the executed evening, its mean against the bound, score and violations."""
     main(["evaluate", str(run)])

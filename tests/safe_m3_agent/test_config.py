@@ -14,6 +14,7 @@ from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.checkpoint import from_dict
 from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.model.gaussian_process import GPConfig
+from safe_m3_agent.model.trip_model import TripConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.policy import PolicyConfig
@@ -22,6 +23,7 @@ from safe_m3_agent.tightening import LipschitzConfig
 CHANGED = Config(
     planner="ddpg",
     model="known",
+    learn_trips=True,
     constrained=False,
     optimistic=False,
     beta=1.5,
@@ -38,6 +40,7 @@ CHANGED = Config(
     policy=PolicyConfig("network", per_step=True, hidden=(8, 4, 2)),
     ensemble=EnsembleConfig(members=3, hidden=(5, 6), learn_noise=True, residual_scale=1 / 3),
     gp=GPConfig(kind="exact", lengthscale=1 / 7),
+    trips=TripConfig(members=4, decay_scale=0.1),
     bptt=BPTTConfig(epochs=9, learning_rate=0.1 + 0.2),
     ddpg=DDPGConfig(critic="grid", noise="none", replay=False, tau=1.0),
     barrier=BarrierConfig(initial=1.0),

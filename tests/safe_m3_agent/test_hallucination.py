@@ -19,6 +19,7 @@ from safe_m3_agent.certificate import Certifier
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
 from safe_m3_agent.model.dynamics_model import KnownModel
 from safe_m3_agent.model.ensemble import EnsembleConfig, ProbabilisticEnsemble
+from safe_m3_agent.model.trip_model import TripModel
 from safe_m3_agent.planners.bptt import BPTTPlanner
 from safe_m3_agent.planners.ddpg import DDPGPlanner
 from safe_m3_agent.policy import FieldPolicy
@@ -253,19 +254,28 @@ def test_the_search_finds_hidden_references(make_world: Callable[..., TaxiMDP]) 
     assert not leads_to(FreeMotion(), motion)
 
 
+@pytest.mark.parametrize("learn_trips", [False, True])
 @pytest.mark.parametrize(("name", "kind"), [("bptt", BPTTPlanner), ("ddpg", DDPGPlanner)])
-def test_nothing_in_planning_leads_to_the_true_motion(
-    make_world: Callable[..., TaxiMDP], tiny: Config, monkeypatch: pytest.MonkeyPatch, name: Any, kind: Any
+def test_nothing_in_planning_leads_to_the_truth(
+    make_world: Callable[..., TaxiMDP], tiny: Config, monkeypatch: pytest.MonkeyPatch, name: Any, kind: Any, learn_trips: bool
 ) -> None:
-    """Learned world, planner, certifier and all they are handed, over whole episodes: no reference to the true motion."""
+    """Learned world, planner, certifier and all they are handed, over whole episodes: no reference to the true motion, nor,
+    where they are learned, to the true trips."""
     motion = SecretMotion()
-    agent = SafeM3UCRL(make_world(motion=motion), replace(tiny, planner=name), seed=0)
+    world = make_world(motion=motion)
+    secrets: list[object] = [motion]
+    if learn_trips:
+        secrets += [world.trips(0), world._trips, world.scenario, world.scenario.trips]
+    agent = SafeM3UCRL(world, replace(tiny, planner=name, learn_trips=learn_trips), seed=0)
     handed: list[object] = []
+
+    def betrays(root: object) -> bool:
+        return any(leads_to(root, secret) for secret in secrets)
 
     def spied(method: Callable[..., Any]) -> Callable[..., Any]:
         def spy(*args: object, **kwargs: object) -> object:
             handed.append((args, kwargs))
-            assert not leads_to((args, kwargs), motion)
+            assert not betrays((args, kwargs))
             return method(*args, **kwargs)
 
         return spy
@@ -273,11 +283,12 @@ def test_nothing_in_planning_leads_to_the_true_motion(
     monkeypatch.setattr(kind, "plan", spied(kind.plan))
     monkeypatch.setattr(Certifier, "certify", spied(Certifier.certify))
     monkeypatch.setattr(ProbabilisticEnsemble, "fit", spied(ProbabilisticEnsemble.fit))
+    monkeypatch.setattr(TripModel, "fit", spied(TripModel.fit))
     agent.learn(3)
     assert len(handed) >= 5
-    assert not leads_to(agent.model, motion)
-    assert not leads_to(agent._improvement, motion)
-    assert not leads_to(agent.policy, motion)
+    assert all(leads_to(agent.mdp, secret) for secret in secrets)
+    for learned in (agent.model, agent.trips, agent._improvement, agent.policy):
+        assert not betrays(learned)
 
 
 def test_the_world_inside_refuses_to_move(learned: HallucinatedMDP, world: TaxiMDP) -> None:

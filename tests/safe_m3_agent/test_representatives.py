@@ -65,6 +65,21 @@ def test_trips_come_between_moves(make_world: Callable[..., TaxiMDP], tiny: Conf
 
 
 @torch.no_grad()
+def test_passengers_are_reported(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
+    """As many trips as a fleet of that distribution serves, from where and to where the city's trips go."""
+    world = make_world(cells=3, horizon=1)
+    model = KnownModel(world.motion, world.noise.std)
+    config = replace(tiny, representative_agents=40_000)
+    executed = world.rollout(FieldPolicy(world))
+    trips = observe(executed, world, model, FieldPolicy(world), config, torch.Generator().manual_seed(0), beta=3.5).trips
+    served = torch.minimum(executed.mu[0], world.demand(0))
+    assert trips.size / 40_000 == pytest.approx(float(served.sum()), abs=0.01)
+    seen = torch.zeros(9, 9).index_put((trips.origins, trips.destinations), torch.ones(()), accumulate=True)
+    expected = served.unsqueeze(1) * world.trips(0)
+    assert float((seen / 40_000 - expected).abs().sum()) < 0.05
+
+
+@torch.no_grad()
 def test_coverage_tells_a_right_model_from_a_wrong_one(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
     """The share of destinations within the confidence set: all for the truth, none for a sure model of another motion."""
     world = make_world(motion="congested")

@@ -51,6 +51,19 @@ def test_events_hold_every_finite_number(world: TaxiMDP, tiny: Config, tmp_path:
     assert "episode" not in events.Tags()["scalars"] and "certified" in events.Tags()["scalars"]
 
 
+def test_events_tell_of_learned_trips(world: TaxiMDP, tiny: Config, tmp_path: Path) -> None:
+    """How many trips were seen, how far members and truth are from the mode, where trips are learned; nothing where not."""
+    agents = [SafeM3UCRL(world, replace(tiny, learn_trips=learned, representative_agents=50)) for learned in (True, False)]
+    for agent in agents:
+        with RunFolder(tmp_path / str(agent.config.learn_trips)) as run:
+            agent.learn(2, callback=run)
+    points = scalars(tmp_path / "True")
+    assert points["trips/observed"][-1] == (1, agents[0].trips.trips.size)  # type: ignore[union-attr]
+    assert 0 < points["trips/doubt"][1][1] < points["trips/doubt"][0][1] < 1
+    assert points["trips/error"][1][1] == pytest.approx(agents[0].trip_metrics["error"])
+    assert not any(name.startswith("trips/") for name in scalars(tmp_path / "False")) and agents[1].trip_metrics == {}
+
+
 def test_checkpoint_comes_first(world: TaxiMDP, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever goes wrong with the rest of the record, the episode's checkpoint is already safe."""
 
