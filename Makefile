@@ -30,6 +30,7 @@ benchmark: $(VENV)/.dev  ## Timings and memory
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/environment.py
 	$(BIN)/python benchmarks/trip_files.py
+	$(BIN)/python benchmarks/unknown_trips.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
