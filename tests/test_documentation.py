@@ -110,12 +110,13 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 
 def test_every_metric_is_defined() -> None:
-    """The page on metrics names every column of the history and, in a section of its own, every metric of MF-DDPG."""
+    """The page on metrics names every column of the history and, in sections of their own, those of MF-DDPG and trips."""
     _, *sections = re.split(r"^## ", (ROOT / "docs" / "metrics.md").read_text(), flags=re.MULTILINE)
     defined = {section.splitlines()[0]: rows(section).keys() for section in sections}
     assert defined["Per episode"] == {field.name for field in dataclasses.fields(Episode)}
     quick = DDPGConfig(rounds=1, episodes=2, critic_steps=1, critic_batch=2, actor_batch=2, hidden=4, modes=2)
     world = TaxiMDP(load_scenario("shenzhen", cells=5), constraints=[EntropyFloor(0.9)])
-    agent = SafeM3UCRL(world, Config(planner="ddpg", model="known", rounds=1, ddpg=quick))
-    agent.learn(1)
+    agent = SafeM3UCRL(world, Config(planner="ddpg", model="known", learn_trips=True, rounds=1, ddpg=quick))
+    agent.learn(2)  # nothing is planned before the first trips
     assert defined["Of MF-DDPG"] == agent.planner_metrics.keys()
+    assert defined["Of learned trips"] == agent.trip_metrics.keys()

@@ -59,17 +59,17 @@ class TripConfig:
 class TripModel:
     """The singly constrained gravity model (Wilson 1971) as a multinomial logit, ``Phi[c, d] ~ exp(a_d + w . x(c, d))``.
 
-    ``x`` is what distance does: its logarithm, itself, and whether a trip stays in its cell, so ``w`` bends a power law into an
-    exponential one. A cell's attraction ``a = g + b log rho`` is a Gaussian process ``g`` over the city, with the covariance
+    ``x`` is what distance does: its logarithm, itself, and whether a trip stays in its cell, so ``w`` bends a power law into
+    an exponential one. A cell's attraction ``a = g + b log rho`` is a Gaussian process ``g`` over the city, of covariance
     ``scale^2 exp(-distance / length)`` (rough: neighbouring cells may differ), and a share of the known demand ``rho``. The
     logarithm of the posterior is strictly concave; Newton's method finds its mode, and its curvature there is the precision
-    of the Gaussian that stands for it (Laplace; MacKay 2003, *Information Theory, Inference, and Learning Algorithms*, Ch. 27).
+    of the Gaussian that stands for it (Laplace; MacKay 2003, *Information Theory, Inference and Learning Algorithms*, Ch. 27).
     At the mode of a flat prior as many trips into each cell are expected, from where they were seen to start, as were seen.
 
     ``E`` parameters ``theta_e`` are sampled about the mode ``theta``, from draws that are kept for a whole run. They span the
     plausible trips, ``theta + sum_e z_e (theta_e - mean) / sqrt(E - 1)`` with ``|z| <= r``, as the members of a motion model
-    span plausible motions. Mixing parameters, not matrices, keeps every ``Phi_z`` a gravity model: rows sum to one, and none of
-    their entries is negative, however far ``z`` leads.
+    span plausible motions. Mixing parameters, not matrices, keeps every ``Phi_z`` a gravity model: rows sum to one, and none
+    of their entries is negative, however far ``z`` leads.
 
     Dense: a matrix of ``K x K`` per plausible world, and ``O(K^3)`` per Newton step.
 
