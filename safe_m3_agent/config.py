@@ -74,7 +74,7 @@ class Config:
     exploration: Exploration = "free"
     exploration_candidates: int = 16
     adversaries: int = 3
-    rounds: int = 4
+    rounds: int = 3
     growth: float = 0.1
     tightening: Tightening = "accumulated"
     lipschitz: LipschitzConfig = field(default_factory=LipschitzConfig)

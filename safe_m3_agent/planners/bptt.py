@@ -32,7 +32,7 @@ class BPTTConfig:
         gradient_clip: Largest norm of a gradient, coarser levels of fields included.
     """
 
-    epochs: int = 12
+    epochs: int = 24
     learning_rate: float = 0.01
     gradient_clip: float = 1.0
 
