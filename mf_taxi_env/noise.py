@@ -313,11 +313,11 @@ def _count(n: int, step: float, dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def _blocks(destinations: Tensor, k: int) -> list[tuple[slice, slice]]:
-    """Blocks of the batch and of the particles that keep temporaries small; of one size, so that memory is used again."""
+    """Blocks of the batch and of the particles that keep temporaries small; of about equal rows, to use memory again."""
     batch, n, d = destinations.shape
     particles = max(1, BLOCK.get(destinations.device.type, BLOCK["cuda"]) // (d * k))
     rows, columns = max(1, particles // max(n, 1)), max(1, min(n, particles))
-    rows = math.ceil(batch / max(1, math.ceil(batch / rows)))
+    rows = max(1, math.ceil(batch / max(1, math.ceil(batch / rows))))
     return [
         (slice(row, row + rows), slice(column, column + columns))
         for row in range(0, batch, rows)

@@ -140,8 +140,9 @@ class TaxiMDP(ParticleMDP):
         return self.demand(t)
 
     def target_kl(self, mu: Tensor, t: int = 0, log_mu: Tensor | None = None) -> Tensor:
-        row = min(t, len(self._demand) - 1)
-        return kl_divergence(self._demand[row], mu, log_mu, self._log_demand[row])
+        target, row = self.target(t), min(t, len(self._demand) - 1)
+        known = self._log_demand[row] if target is self._demand[row] else None  # a subclass may want something else
+        return kl_divergence(target, mu, log_mu, known)
 
     def initial(self, batch: Sequence[int] = ()) -> Tensor:
         """Uniform distributions ``[*batch, K]``: the largest entropy, hence safe."""

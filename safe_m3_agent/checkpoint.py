@@ -6,6 +6,7 @@ A saved agent is a folder of ``run.json`` (settings of agent and world), a city'
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import typing
@@ -95,9 +96,9 @@ def check_run_files(folder: Path, mdp: ParticleMDP, config: Config, seed: int) -
         ValueError: If it has others.
     """
     theirs, ours = _read_json(folder / RUN_FILE), json.loads(json.dumps(_run_facts(mdp, config, seed)))
-    if isinstance(theirs.get("config"), dict):
-        # A run older than a setting was run with its default.
-        theirs["config"] = json.loads(json.dumps(dataclasses.asdict(Config()))) | theirs["config"]
+    with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):  # what is no config differs, below
+        # Through the dataclasses: a run older than a setting was run with its default.
+        theirs["config"] = json.loads(json.dumps(dataclasses.asdict(from_dict(Config, theirs["config"]))))
     if theirs != ours:
         differ = [key for key in ours if theirs.get(key) != ours[key]]
         raise ValueError(f"{folder} holds another run: {', '.join(differ)} in {RUN_FILE} differ; choose an empty folder")

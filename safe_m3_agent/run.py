@@ -20,8 +20,8 @@ class RunFolder(Callback):
     """A callback of :meth:`SafeM3UCRL.learn` that records every episode before the next one starts.
 
     The checkpoint is written first; table and TensorBoard events follow from it. Where a kill came in between, the next start
-    completes them, but for what only a planner knows (``planner/...``). The policy in use is on disk whenever training ends,
-    even by an error in the very first episode.
+    completes them, but for what is not in the history (``planner/...``, ``trips/...``). The policy in use is on disk whenever
+    training ends, even by an error in the very first episode.
 
     Args:
         folder: The run's folder, made where it is missing.

@@ -262,6 +262,7 @@ def _name(group: Group, among: Sequence[Group]) -> str:
         return [
             "Safe-M3-UCRL" if one.config.constrained else "M3-UCRL",
             "motion known" if one.known else "motion unknown",
+            "trips unknown" if one.config.learn_trips else "",
             "no constraint"
             if not one.config.constrained
             else ""

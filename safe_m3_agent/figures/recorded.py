@@ -147,7 +147,8 @@ class Group:
             world["constraints"] = "an entropy floor"
         if "constraints" in without:
             del world["constraints"]
-        dropped = {*without, *(OF_LEARNING if "learning" in without else ())}
+        # With the motion given but trips to learn, there is learning all the same.
+        dropped = {*without, *(OF_LEARNING if "learning" in without and not self.config.learn_trips else ())}
         config = {name: value for name, value in config.items() if name not in dropped}
         return json.dumps([world, config], sort_keys=True)
 

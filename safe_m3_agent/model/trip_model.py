@@ -93,7 +93,7 @@ class TripModel:
         size = self._root.shape[1] + len(self._distance)
         self._draws = torch.randn(self.members, size, generator=generator, dtype=torch.float64, device=demand.device)
         #: The posterior's mode [P] and deviations of the members [E, P], in parameters whose prior is standard normal.
-        self._mode, self._deviations = self._draws.new_zeros(size), self._draws
+        self._mode, self._deviations = self._draws.new_zeros(size), self._draws.clone()
         #: All trips so far.
         self.trips = Trips.empty(demand.device)
         self._settle()

@@ -270,3 +270,9 @@ def test_noises_are_interchangeable() -> None:
     noises: list[Noise] = [TruncatedGaussian(Grid(50, 1), 0.03), WrappedGaussian(Grid(50, 1), 0.03)]
     truncated, wrapped = (noise.cell_probabilities(torch.tensor([[0.43]], dtype=torch.float64)) for noise in noises)
     torch.testing.assert_close(truncated, wrapped, rtol=0, atol=1e-14)
+
+
+def test_an_empty_batch_is_a_batch() -> None:
+    """No episode at all: no distribution, no error."""
+    pushed = TruncatedGaussian(Grid(5), 0.02).push_forward(torch.zeros(0, 7), torch.zeros(0, 7, 2))
+    assert pushed.shape == (0, 25)

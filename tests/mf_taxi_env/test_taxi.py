@@ -347,3 +347,16 @@ def test_a_constraint_of_another_geometry_raises(make_scenario: Callable[..., Sc
     """Transport and Lipschitz constants of a line mean nothing on a square."""
     with pytest.raises(ValueError, match="construct them with dimension=2, got RegionCoverage"):
         TaxiMDP(make_scenario(3), constraints=(RegionCoverage([0], 0.1, size=9, dimension=1),))
+
+
+def test_a_subclass_may_want_something_else(make_scenario: Callable[..., Scenario]) -> None:
+    """Reward and report follow the target that the world names, not the demand that it was made from."""
+
+    class Elsewhere(TaxiMDP):
+        def target(self, t: int = 0) -> torch.Tensor:
+            return self.demand(t).flip(0)
+
+    world = Elsewhere(make_scenario(4, empty=0.0), dtype=torch.float64)
+    mu = world.target()
+    assert abs(float(world.reward(mu, torch.zeros(world.grid.size, 2), mu))) < 1e-12
+    assert float(world.target_kl(world.demand(0))) > 0.01

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mf_taxi_env import EntropyFloor, Scenario, SwarmMDP, TaxiMDP
+from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.certificate import Certificate, CertificateConfig, Certifier, confidence_radius
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.model.dynamics_model import KnownModel
@@ -251,3 +253,10 @@ def test_trips_of_a_swarm_are_refused(make_world: Make) -> None:
     swarm = SwarmMDP(cells=10, constraints=[EntropyFloor(0.5)])
     with pytest.raises(ValueError, match="trips can be learned of a TaxiMDP, got a SwarmMDP"):
         HallucinatedMDP(swarm, KnownModel(swarm.motion, swarm.noise.std), 3.5, learned(make_world(), 0))
+
+
+def test_nothing_learned_can_be_saved(make_world: Make, tiny: Config, tmp_path: Path) -> None:
+    """A run that ends before its first episode does leaves a checkpoint, and goes on from it."""
+    agent = SafeM3UCRL(make_world(), replace(tiny, learn_trips=True), seed=3)
+    agent.save(tmp_path)
+    assert SafeM3UCRL.load(tmp_path).learn(1) == agent.learn(1)
