@@ -9,10 +9,11 @@ data say about either enters through the exact kernel.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from safe_m3_agent.model.posterior import LinearPlusRBF, Observations, Posterior, inducing_root
 
@@ -75,15 +76,40 @@ class SampledFunctions(NamedTuple):
     bumps: Tensor  #: [d, m, E]
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Values ``[E, n, d]`` at inputs ``[n, i]``."""
-        x = inputs.expand(len(self.bias), -1, -1)
-        cosines = torch.baddbmm(self.phases, x, self.frequencies).cos()
-        values = torch.baddbmm(torch.baddbmm(self.bias, x, self.linear), cosines, self.waves)
+        """Values ``[E, n, d]`` at inputs ``[n, i]``; differentiable in the inputs, once."""
+        values: Tensor = _Evaluation.apply(inputs, self)  # type: ignore[no-untyped-call]
+        return values
+
+
+class _Evaluation(torch.autograd.Function):
+    """Values of sampled functions. Automatic differentiation would keep, negate and copy what fits in two products here."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, functions: SampledFunctions) -> Tensor:
+        x = inputs.expand(len(functions.bias), -1, -1)
+        arguments = torch.baddbmm(functions.phases, x, functions.frequencies)
         # |x - c|^2 / 2 from a product: no array of differences.
-        scaled = x * self.inverse_scale
-        offset = -0.5 * self.centers.square().sum(1, keepdim=True)
-        nearness = torch.baddbmm(offset, scaled, self.centers) - 0.5 * scaled.square().sum(-1, keepdim=True)
-        return torch.baddbmm(values, nearness.exp(), self.bumps).permute(2, 1, 0)
+        scaled = x * functions.inverse_scale
+        offset = -0.5 * functions.centers.square().sum(1, keepdim=True)
+        nearness = torch.baddbmm(offset, scaled, functions.centers)
+        bumps = nearness.sub_(0.5 * scaled.square().sum(-1, keepdim=True)).exp_()
+        ctx.functions = functions
+        ctx.save_for_backward(scaled, bumps, arguments)
+        values = torch.baddbmm(functions.bias, x, functions.linear)
+        values.baddbmm_(arguments.cos(), functions.waves)
+        return values.baddbmm_(bumps, functions.bumps).permute(2, 1, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        functions: SampledFunctions = ctx.functions
+        scaled, bumps, arguments = ctx.saved_tensors
+        slopes = slope.permute(2, 1, 0)
+        near = torch.bmm(slopes, functions.bumps.mT).mul_(bumps)
+        pulled = torch.bmm(near, functions.centers.mT).sub_(scaled * near.sum(-1, keepdim=True)).mul_(functions.inverse_scale)
+        waves = torch.bmm(slopes, functions.waves.mT).mul_(arguments.sin())
+        pulled.baddbmm_(waves, functions.frequencies.mT, alpha=-1)
+        return pulled.baddbmm_(slopes, functions.linear.mT).sum(0), None
 
 
 def sample_posterior(kernel: LinearPlusRBF, seen: Observations, inducing: Tensor | None, draws: Draws) -> SampledFunctions:
