@@ -244,7 +244,7 @@ def test_a_planner_that_diverges_is_reported(world: TaxiMDP, tiny: Config, monke
     before = improvement.weight, improvement.planned_at, improvement.adversaries.clone()
     with monkeypatch.context() as patch:
         planned(patch, torch.tensor(math.nan), objective=math.nan)
-        with pytest.raises(FloatingPointError, match=r"objective is nan.*learning_rate.*barrier.width"):
+        with pytest.raises(FloatingPointError, match=r"objective is nan.*learning_rate.*barrier.final"):
             agent.learn(1)
     assert all(torch.equal(a, b) for a, b in zip(agent.policy.parameters(), policy, strict=True))
     assert all(torch.equal(value, model[name]) for name, value in agent.model.state().items())
