@@ -84,11 +84,12 @@ class Certifier:
         if mdp.exact or not mdp.constraints:
             with torch.no_grad():
                 return Certificate(float(mdp.rollout(field).worst_margin), z[0])
+        near = mdp.near(field)
         best_margin = torch.full(z.shape[:1], math.inf, dtype=z.dtype, device=z.device)
         best = z
         for step in range(self.config.steps + 1):
             z = z.detach().requires_grad_()
-            trajectory = mdp.plausible(z).rollout(field)
+            trajectory = near.plausible(z).rollout(field)
             # A motion or policy that leads to no number is as bad as can be.
             worst = trajectory.worst_margin.nan_to_num(nan=-math.inf)
             with torch.no_grad():
@@ -103,6 +104,8 @@ class Certifier:
             (slope,) = torch.autograd.grad(aim.sum(), z)
             # The margin is nearly linear over the ball, so each step goes to where its linearisation is least: on the sphere.
             z = -_farthest(mdp, slope)
+        with torch.no_grad():
+            best_margin = mdp.plausible(best).rollout(field).worst_margin.nan_to_num(nan=-math.inf)
         found = best_margin.argmin()
         return Certificate(float(best_margin[found]), best[found].detach())
 

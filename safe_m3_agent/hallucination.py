@@ -14,6 +14,7 @@ from mf_taxi_env.mdp import Field, MeanFieldMDP, Move, ParticleMDP
 from mf_taxi_env.taxi import TaxiMDP
 from safe_m3_agent.model.dynamics_model import DynamicsModel
 from safe_m3_agent.model.trip_model import TripModel
+from safe_m3_agent.tangent import Tangent, applied
 from safe_m3_agent.tightening import LipschitzConfig, lemma2_tightening
 
 
@@ -63,6 +64,8 @@ class HallucinatedMDP(MeanFieldMDP):
         self.model = model
         self.beta = beta
         self._z: Tensor | None = None
+        self._tangent: list[Tangent] | None = None
+        self._paths: list[Tensor] = []
         self._steps_of_doubt: Tensor | None = None
 
     @property
@@ -100,20 +103,49 @@ class HallucinatedMDP(MeanFieldMDP):
             batch = torch.broadcast_shapes(actions.shape[:-2], self._z.shape[:-1])
             actions = actions.expand(*batch, *actions.shape[-2:])
         moves, eta = actions[..., : self._world.action_dim], actions[..., self._world.action_dim :]
-        belief = self.model.predict(self._world.centers, mu, moves)
         if self.model.exact:
-            return Move(self._world.noise.push_forward(mu, belief.mean), mu.new_zeros(belief.mean.shape[:-2]))
-        destinations = belief.mean
+            destinations = self.model.predict(self._world.centers, mu, moves).mean
+            return Move(self._world.noise.push_forward(mu, destinations), mu.new_zeros(destinations.shape[:-2]))
+        destinations, epistemic = self._believed(mu, moves, t)
         if eta.shape[-1]:
-            destinations = destinations + self.beta * belief.epistemic * eta
-        if self._z is not None:
-            destinations = destinations + (self._z.movedim(-1, 0)[..., None, None] * belief.deviations).sum(0)
+            destinations = destinations + self.beta * epistemic * eta
         destinations = self.space.admissible(destinations)
         if self._steps_of_doubt is None:
-            uncertainty = (mu * belief.epistemic.square().sum(-1).clamp_min(1e-20).sqrt()).sum(-1)
+            uncertainty = (mu * epistemic.square().sum(-1).clamp_min(1e-20).sqrt()).sum(-1)
         else:
             uncertainty = self._steps_of_doubt[t].expand(destinations.shape[:-2])
         return Move(self._world.noise.push_forward(mu, destinations), uncertainty)
+
+    def _believed(self, mu: Tensor, moves: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """Destinations in the motion of this world, before they are made admissible, and epistemic deviations."""
+        if self._tangent is not None:
+            step = self._tangent[t]
+            away = step.away(self.grid, mu, moves)
+            return applied(self._paths[t], away), step.epistemic(away)
+        belief = self.model.predict(self._world.centers, mu, moves)
+        if self._z is None:
+            return belief.mean, belief.epistemic
+        return belief.mean + (self._z.movedim(-1, 0)[..., None, None] * belief.deviations).sum(0), belief.epistemic
+
+    @torch.no_grad()
+    def near(self, policy: Field) -> HallucinatedMDP:
+        """The same world with its motion linearised about the episode that ``policy`` has in the nominal world.
+
+        Near that episode its motions, and what is not known of them, are those of this world to first order in actions and
+        densities. A rollout costs next to nothing however expensive the model is. Where the model is exact, this very world.
+        """
+        if self.model.exact:
+            return self
+        world = copy.copy(self)
+        world._tangent, mu = [], self.initial()
+        for t in range(self.horizon):
+            shifted = self.shift(mu, t)
+            actions = policy.field(shifted, t)[..., : self._world.action_dim]
+            step = Tangent.of(self.model, self.grid, self._world.centers, shifted, actions, self.space)
+            world._tangent.append(step)
+            mu = self._world.noise.push_forward(shifted, self.space.admissible(step.mean[0].mT))
+        world._paths = [step.among(self._z) for step in world._tangent]
+        return world
 
     def plausible(self, z: Tensor) -> HallucinatedMDP:
         """The world in which the motion is another one of the confidence set, the same function at every place and step; and,
@@ -133,6 +165,8 @@ class HallucinatedMDP(MeanFieldMDP):
         if self.trips is not None:
             world._z, others = z.split([self.model.members, self.trips.members], -1)
             world._world = self._carrying(self.trips.probabilities(others))
+        if world._tangent is not None:
+            world._paths = [step.among(world._z) for step in world._tangent]
         return world
 
     def with_lemma2(self, lipschitz: LipschitzConfig) -> HallucinatedMDP:

@@ -61,7 +61,7 @@ class DynamicsModel(ABC):
 
         Args:
             positions: ``[n, d]`` or ``[..., n, d]``.
-            mu: Distribution after trips ``[..., K]``.
+            mu: Distribution after trips ``[..., K]``. A model that learns sees of it the density at the position alone.
             actions: ``[..., n, d]``.
         """
 

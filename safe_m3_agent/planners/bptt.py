@@ -27,18 +27,21 @@ class BPTTConfig:
 
     Attributes:
         epochs: Gradient steps per plan.
+        renewal: Steps until a learned motion is linearised anew, see :meth:`HallucinatedMDP.near`; 1 plans in the model itself.
         learning_rate: Of Adam, at the start of a plan; it falls to a tenth along a cosine. Where the barrier's weight is below
             ``FULL_RATE_WEIGHT`` it is less, by the fourth root of the share: near the constraint the barrier is more curved.
         gradient_clip: Largest norm of a gradient, coarser levels of fields included.
     """
 
     epochs: int = 24
+    renewal: int = 12
     learning_rate: float = 0.01
     gradient_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        for name in ("epochs", "renewal"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not (0 < self.learning_rate < math.inf and 0 < self.gradient_clip < math.inf):
             raise ValueError("learning_rate and gradient_clip must be positive and finite")
 
@@ -50,6 +53,8 @@ class BPTTPlanner(Planner):
         config: Settings.
         width: Width of the relaxed barrier, in the constraint's unit.
     """
+
+    forgets = True
 
     def __init__(self, config: BPTTConfig, width: float) -> None:
         self.config = config
@@ -69,7 +74,6 @@ class BPTTPlanner(Planner):
         """Improve a copy of ``policy``; see :meth:`Planner.plan`. Nothing here is random: ``generator`` is left alone."""
         policy = copy.deepcopy(policy)
         parameters = list(policy.parameters())
-        worlds = planned_worlds(mdp, adversaries)
         eta = torch.zeros(mdp.grid.size, mdp.action_dim // 2, dtype=mdp.dtype, device=mdp.device, requires_grad=optimistic)
         fields = policy.per_cell()
         others = [parameter for parameter in parameters if all(parameter is not field for field in fields)]
@@ -81,6 +85,8 @@ class BPTTPlanner(Planner):
         epochs = effort * self.config.epochs
         for epoch in range(epochs):
             field = policy.prepared()
+            if epoch % self.config.renewal == 0:
+                worlds = planned_worlds(mdp.near(field) if self.config.renewal > 1 else mdp, adversaries)
             trajectory = worlds.rollout(_hallucinated(field, eta, len(adversaries)) if optimistic else field)
             margins = planned_margins(trajectory, lipschitz)
             objective = trajectory.returns[0]

@@ -32,6 +32,9 @@ class Planner(ABC):
     found so far: a policy that is planned against its own worst cases is certified sooner and closer to the constraint.
     """
 
+    #: Whether a plan depends on nothing but what it is given, so that it can start anew.
+    forgets: bool = False
+
     @abstractmethod
     def plan(
         self,
