@@ -78,7 +78,7 @@ class SafeM3UCRL:
         self.model = self._make_model()
         self.trips = make_trip_model(config.trips, mdp, self._generator) if config.learn_trips else None
         directions = self.model.members + (0 if self.trips is None else self.trips.members)
-        self._improvement = SafeImprovement(config, mdp.initial().new_zeros(0, directions))
+        self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), mdp.initial().new_zeros(0, directions))
         self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
         self.calibration = Calibration(
             members=self.model.members,
@@ -213,6 +213,7 @@ class SafeM3UCRL:
             "device": self.mdp.device.type,
             "barrier_weight": self._improvement.weight,
             "planned_at": self._improvement.planned_at,
+            "anew_at": self._improvement.anew_at,
             "history": self.history.records(),
         }
         checkpoint.save_checkpoint(target / checkpoint.CHECKPOINT_FILE, tensors, facts)
@@ -264,6 +265,7 @@ class SafeM3UCRL:
             agent._restore_generator(tensors["generator"].cpu(), facts["device"])
             agent._improvement.weight = float(facts["barrier_weight"])
             agent._improvement.planned_at = int(facts["planned_at"])
+            agent._improvement.anew_at = int(facts["anew_at"])
             agent.history = History.from_records(facts["history"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(

@@ -49,6 +49,8 @@ class Config:
             it; at least 1. Where nothing is certified in between, motion known or no constraint, one plan of as many steps.
         growth: Share by which the transitions have to grow before the agent plans again, at least 0: a model that has seen
             little more than the last one plans little better (UCRL2 waits for counts to double; Jaksch et al. 2010, Figure 1).
+        anew: How many times as many transitions there have to be, more than 1, until the agent plans from the first policy
+            again instead of from the one in use; 0 for never. What was planned with a poor model stays near where that led.
         tightening: What constraints are tightened by in plans: ``"accumulated"``, the fleet's doubt so far, as in the paper's
             experiments; ``"lemma2"``, the paper's bound, valid but vacuous beyond a few steps: plans keep no constraint then.
         lipschitz: Constants that ``"lemma2"`` assumes.
@@ -75,7 +77,8 @@ class Config:
     exploration_candidates: int = 16
     adversaries: int = 3
     rounds: int = 3
-    growth: float = 0.1
+    growth: float = 0.2
+    anew: float = 2.0
     tightening: Tightening = "accumulated"
     lipschitz: LipschitzConfig = field(default_factory=LipschitzConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -105,3 +108,5 @@ class Config:
         ):  # fmt: skip
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
+        if not (1 < self.anew < math.inf or self.anew == 0):
+            raise ValueError(f"anew must be a finite number > 1, or 0 for never, got {self.anew!r}")

@@ -17,6 +17,9 @@ from safe_m3_agent.planners.ddpg import DDPGPlanner
 from safe_m3_agent.planners.planner import Planner, planned_worlds
 from safe_m3_agent.policy import Policy
 
+#: A path that is followed anew takes plans of this many times as many steps, and its weight falls by this factor at each.
+PATH_EFFORT, PATH_FALL = 2, 0.64
+
 
 class Decision(NamedTuple):
     """Which policy to execute, and why."""
@@ -51,19 +54,24 @@ class SafeImprovement:
     and the next plan is made against that one too (a cutting-plane method on the confidence set: Blankenship and Falk 1976);
     a certified one lets the next plan go closer to the constraint.
 
+    Where a plan ends depends on where it started, and what starts from a policy that was planned with a poor model stays near
+    it. Whenever the transitions have multiplied, the path is therefore followed anew from the first policy.
+
     Args:
         config: Settings of the agent.
+        first: The policy to start anew from.
         adversaries: Directions of plausible motions to plan against from the start, ``[A, E]``; ``A`` may be 0.
     """
 
-    def __init__(self, config: Config, adversaries: Tensor) -> None:
+    def __init__(self, config: Config, first: Policy, adversaries: Tensor) -> None:
         self.config = config
+        self.first = first
         #: Adversaries that certificates found, [A, E]: those of the running episode, and the last ones from before it.
         self.adversaries = adversaries
         #: Weight of the barrier.
         self.weight = config.barrier.initial if config.constrained else 0.0
-        #: Transitions that the model had seen at the last plan.
-        self.planned_at = 0
+        #: Transitions that the model had seen at the last plan, and when a plan last started anew.
+        self.planned_at = self.anew_at = 0
         #: The last plan that was refused: a start for the next one, where it is nearer to a certificate than the policy in use.
         self.draft: Policy | None = None
         self.planner = make_planner(config)
@@ -84,32 +92,49 @@ class SafeImprovement:
         enough = transitions > 0 and transitions >= (1.0 + self.config.growth) * self.planned_at
         if not (enough or learned.exact):
             return Decision(policy, weight=self.weight)
-        improved = self._constrained if self.config.constrained else self._unconstrained
         before = self.weight, self.adversaries
         try:
-            decision = improved(learned, policy, generator)
+            if not self.config.constrained:
+                decision = self._unconstrained(learned, policy, generator)
+            else:
+                decision = self._constrained(learned, policy, generator, anew=self._is_due(learned, transitions))
         except FloatingPointError:
             self.weight, self.adversaries = before  # as if nothing had been tried
             raise
         self.planned_at = transitions
         return decision
 
+    def _is_due(self, learned: HallucinatedMDP, transitions: int) -> bool:
+        """Whether to start anew."""
+        never = learned.exact or not self.planner.forgets or not self.config.anew
+        if never or transitions < self.config.anew * self.anew_at:
+            return False
+        self.anew_at = transitions
+        return True
+
     def _unconstrained(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator) -> Decision:
         """M3-UCRL: whatever the planner comes up with."""
-        policy, objective = self._plan(learned, policy, generator, effort=self.config.rounds)
+        optimistic = self.config.optimistic and not learned.model.exact
+        none = self.adversaries[:0]
+        policy, objective = self._plan(learned, policy, generator, self.config.rounds, none, optimistic=optimistic)
         return Decision(policy, objective=objective)
 
-    def _constrained(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator) -> Decision:
+    def _constrained(
+        self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator, *, anew: bool = False
+    ) -> Decision:
         weight, objective, worst = self.weight, math.nan, math.nan
         if learned.constraints and not learned.exact:
             # The model has been refitted since: what is worst for the policy in use has changed, and is where to begin.
-            self._remember(self._certifier.certify(learned, policy, self._planned_against, generator))
+            self._remember(self._certifier.certify(learned, policy, self._last(self.adversaries), generator))
         # Where the world is known a refusal teaches nothing: one long plan follows the barrier further than short ones.
+        optimistic = self.config.optimistic and not learned.model.exact
         rounds, effort = (1, self.config.rounds) if learned.exact else (self.config.rounds, 1)
         candidate = self._start(learned, policy)
-        certified: list[Certified] = []
+        certified = self._anew(learned, generator) if anew else []
+        if certified:
+            candidate = certified[-1].policy
         for _ in range(rounds):
-            candidate, objective = self._plan(learned, candidate, generator, effort)
+            candidate, objective = self._plan(learned, candidate, generator, effort, self.adversaries, optimistic=optimistic)
             certificate = self._certify(learned, candidate, generator)
             worst = certificate.margin
             if certificate.certified:
@@ -121,10 +146,29 @@ class SafeImprovement:
             self.weight = self.config.barrier.after(self.weight, certified=False)
             certified = self._part_of_the_way(learned, policy, candidate, generator)
         chosen = self._best(learned, policy, certified)
-        self.adversaries = self._planned_against
+        self.adversaries = self._last(self.adversaries)
         if chosen is None:
+            if anew:
+                self.weight = weight  # that of the way to the policy in use
             return Decision(policy, False, objective, worst, weight)
         return Decision(chosen.policy, True, objective, chosen.margin, weight)
+
+    def _anew(self, learned: HallucinatedMDP, generator: torch.Generator) -> list[Certified]:
+        """Down the barrier's path from the first policy; against adversaries from the first refusal on."""
+        before, self.weight = self.weight, self.config.barrier.initial
+        candidate, certified, refusals = self.first, [], 0
+        while self.weight > self.config.barrier.final and refusals < self.config.rounds:
+            against = self.adversaries if refusals else self.adversaries[:0]
+            candidate, _ = self._plan(learned, candidate, generator, PATH_EFFORT, against, optimistic=False)
+            certificate = self._certify(learned, candidate, generator)
+            if certificate.certified:
+                certified.append(Certified(candidate, certificate.margin, _predicted_return(learned, candidate)))
+                self.weight = max(self.config.barrier.final, self.weight * PATH_FALL)
+            else:
+                refusals += 1
+        if not certified:
+            self.weight = before
+        return certified
 
     def _best(self, learned: HallucinatedMDP, policy: Policy, certified: list[Certified]) -> Certified | None:
         """The certified candidate that promises most, and no less than the policy in use; None where there is none."""
@@ -135,13 +179,22 @@ class SafeImprovement:
                 return candidate
         return None
 
-    def _plan(self, learned: HallucinatedMDP, start: Policy, generator: torch.Generator, effort: int) -> tuple[Policy, float]:
+    def _plan(
+        self,
+        learned: HallucinatedMDP,
+        start: Policy,
+        generator: torch.Generator,
+        effort: int,
+        adversaries: Tensor,
+        *,
+        optimistic: bool,
+    ) -> tuple[Policy, float]:
         plan = self.planner.plan(
             learned,
             start,
             weight=self.weight,
-            adversaries=self._planned_against,
-            optimistic=self.config.optimistic and not learned.model.exact,
+            adversaries=self._last(adversaries),
+            optimistic=optimistic,
             generator=generator,
             effort=effort,
         )
@@ -160,10 +213,14 @@ class SafeImprovement:
 
     def _certify(self, learned: HallucinatedMDP, candidate: Policy, generator: torch.Generator) -> Certificate:
         # Adversaries that are known already refuse a hopeless candidate at the price of one rollout.
-        known = self._known_worst(learned, candidate)
-        if not known >= 0:  # NaN is refused as well
-            return Certificate(known, self.adversaries.new_zeros(learned.directions))
-        certificate = self._certifier.certify(learned, candidate, self._planned_against, generator)
+        known = self._known_margins(learned, candidate)
+        worst = int(known.argmin())
+        if not bool(known[worst] >= 0):  # NaN is refused as well
+            if worst:  # it is to be planned against, as one just found would be
+                refuser = self.adversaries[worst - 1 : worst]
+                self.adversaries = torch.cat([self.adversaries[: worst - 1], self.adversaries[worst:], refuser])
+            return Certificate(float(known[worst]), self.adversaries.new_zeros(learned.directions))
+        certificate = self._certifier.certify(learned, candidate, self._last(self.adversaries), generator)
         if not certificate.certified:
             self._remember(certificate)
         return certificate
@@ -182,14 +239,17 @@ class SafeImprovement:
     def _remember(self, certificate: Certificate) -> None:
         self.adversaries = torch.cat([self.adversaries, certificate.z.unsqueeze(0)])
 
-    @property
-    def _planned_against(self) -> Tensor:
-        """The last adversaries, ``[A, E]``, as many as the settings say."""
-        return self.adversaries[max(0, len(self.adversaries) - self.config.adversaries) :]
+    def _last(self, adversaries: Tensor) -> Tensor:
+        """The last ones, ``[A, E]``, as many as the settings say."""
+        return adversaries[max(0, len(adversaries) - self.config.adversaries) :]
 
     @torch.no_grad()
+    def _known_margins(self, learned: HallucinatedMDP, policy: Policy) -> Tensor:
+        """Worst margins in the nominal world and under every known adversary, ``[1 + A]``."""
+        return planned_worlds(learned, self.adversaries).rollout(policy).worst_margin
+
     def _known_worst(self, learned: HallucinatedMDP, policy: Policy) -> float:
-        return float(planned_worlds(learned, self.adversaries).rollout(policy).worst_margin.min())
+        return float(self._known_margins(learned, policy).min())
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ CHANGED = Config(
     adversaries=0,
     rounds=2,
     growth=0.5,
+    anew=0.0,
     tightening="lemma2",
     lipschitz=LipschitzConfig(motion=0.5, doubt=0.0),
     policy=PolicyConfig("network", per_step=True, hidden=(8, 4, 2)),
@@ -76,6 +77,8 @@ def test_the_example_changes_every_kind_of_setting() -> None:
         ({"tightening": "none"}, r"tightening must be one of .*'lemma2'.*got 'none'"),
         ({"representative_agents": 0}, "representative_agents must be at least 1, got 0"),
         ({"exploration_candidates": 0}, "exploration_candidates must be at least 1, got 0"),
+        ({"anew": 1.0}, "anew must be a finite number > 1, or 0 for never, got 1.0"),
+        ({"anew": math.inf}, "anew must be a finite number > 1, or 0 for never, got inf"),
         ({"adversaries": -1}, "adversaries must be at least 0, got -1"),
     ],
 )

@@ -14,9 +14,10 @@ from mf_taxi_env import EntropyFloor, TaxiMDP
 from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.certificate import CertificateConfig, confidence_radius
 from safe_m3_agent.hallucination import HallucinatedMDP
-from safe_m3_agent.improvement import Decision, SafeImprovement
+from safe_m3_agent.improvement import PATH_FALL, Decision, SafeImprovement
 from safe_m3_agent.model.dynamics_model import Belief, KnownModel
 from safe_m3_agent.planners.bptt import BPTTPlanner
+from safe_m3_agent.planners.ddpg import DDPGPlanner
 from safe_m3_agent.planners.planner import Plan
 from safe_m3_agent.policy import FieldPolicy
 
@@ -50,7 +51,8 @@ class WellLearned(KnownModel):
 def decide(town: TaxiMDP, config: Config, kind: type[KnownModel] = KnownModel) -> tuple[Decision, FieldPolicy, SafeImprovement]:
     """One decision in the true world, from staying put."""
     learned = HallucinatedMDP(town, kind(town.motion, town.noise.std), config.beta)
-    improvement, start = SafeImprovement(config, torch.zeros(0, kind.members)), FieldPolicy(town)
+    start = FieldPolicy(town)
+    improvement = SafeImprovement(config, start, torch.zeros(0, kind.members))
     return improvement.improve(learned, start, torch.Generator(), transitions=1), start, improvement
 
 
@@ -59,7 +61,7 @@ def inwards(town: TaxiMDP, strength: float) -> torch.Tensor:
     return strength * (0.5 - town.centers)
 
 
-ONE_ROUND = Config(model="known", rounds=1, certificate=CertificateConfig(attempts=1))
+ONE_ROUND = Config(model="known", rounds=1, anew=0.0, certificate=CertificateConfig(attempts=1))
 
 
 def test_a_better_certified_plan_is_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,14 +140,15 @@ def test_a_later_adversary_may_refute_an_earlier_candidate(town: TaxiMDP, monkey
         return Plan(goal, 0.0, True)
 
     monkeypatch.setattr(BPTTPlanner, "plan", plan)
-    known_worst, asked = SafeImprovement._known_worst, []
+    known_margins, asked = SafeImprovement._known_margins, []
 
-    def refuted_in_the_end(self: SafeImprovement, learned: HallucinatedMDP, policy: FieldPolicy) -> float:
+    def refuted_in_the_end(self: SafeImprovement, learned: HallucinatedMDP, policy: FieldPolicy) -> torch.Tensor:
         asked.append(policy.raw(0).detach().clone())
+        margins = known_margins(self, learned, policy)
         first_again = len(asked) > 1 and torch.equal(asked[-1], asked[0])
-        return -0.01 if first_again else known_worst(self, learned, policy)
+        return margins - margins.max() - 0.01 if first_again else margins
 
-    monkeypatch.setattr(SafeImprovement, "_known_worst", refuted_in_the_end)
+    monkeypatch.setattr(SafeImprovement, "_known_margins", refuted_in_the_end)
     decision, start, _ = decide(town, replace(ONE_ROUND, rounds=2), WellLearned)
     assert len(asked) == 3 and not decision.taken and decision.policy is start
 
@@ -163,10 +166,81 @@ def test_rounds_without_a_certificate_in_between_are_one_plan(
 def test_planning_waits_for_new_data(town: TaxiMDP, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the model has seen little more than at the last plan the fleet does what it did, at no cost."""
     asked = planned(monkeypatch, torch.tensor(0.0))
-    history = SafeM3UCRL(town, replace(tiny, rounds=1, growth=0.5)).learn(8)
+    history = SafeM3UCRL(town, replace(tiny, rounds=1, growth=0.5, anew=0.0)).learn(8)
     # Four taxis and twelve steps: 48 moves an episode; plans at 1, 2, 3, 5 and 8 times that, the last one not yet due.
     assert [episode.episode for episode in history if math.isfinite(episode.objective)] == [1, 2, 3, 5]
     assert len(asked) == 4
+
+
+def test_a_known_adversary_that_refuses_is_planned_against_next(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more adversaries than are planned against at a time, the one that refuses a plan is among the next plan's."""
+    asked = planned(monkeypatch, inwards(town, 0.05))
+    learned = HallucinatedMDP(town, WellLearned(town.motion, town.noise.std), 1.0)
+    improvement = SafeImprovement(replace(ONE_ROUND, rounds=2, adversaries=1), FieldPolicy(town), torch.eye(2)[:1])
+    refusing = iter([torch.tensor([0.1, -0.2, 0.1, 0.1]), torch.tensor([0.1] * 4)])
+
+    def known(self: SafeImprovement, learned: HallucinatedMDP, policy: FieldPolicy) -> torch.Tensor:
+        return next(refusing, torch.tensor([0.1]))[: 1 + len(self.adversaries)]
+
+    monkeypatch.setattr(SafeImprovement, "_known_margins", known)
+    improvement.improve(learned, FieldPolicy(town), torch.Generator(), transitions=1)
+    first, second = (options["adversaries"] for options in asked)
+    assert not torch.equal(first, torch.eye(2)[:1])  # what the certificate of the policy in use has just found
+    assert torch.equal(second, torch.eye(2)[:1])
+
+
+def test_the_path_is_followed_anew_as_the_data_multiply(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first policy, in the nominal world, at a falling weight, until a plan is refused; then come the rounds."""
+    found = iter([0.02, 0.04, 3.0, 0.03, 0.05, 0.06])
+    asked: list[tuple[torch.Tensor, dict[str, Any]]] = []
+
+    def plan(self: BPTTPlanner, mdp: HallucinatedMDP, policy: FieldPolicy, **options: Any) -> Plan:
+        asked.append((policy.raw(0).detach().clone(), options))
+        goal = FieldPolicy(mdp)
+        with torch.no_grad():
+            goal.logits += inwards(town, next(found))
+        return Plan(goal, 0.0, True)
+
+    monkeypatch.setattr(BPTTPlanner, "plan", plan)
+    learned = HallucinatedMDP(town, WellLearned(town.motion, town.noise.std), 1.0)
+    config = replace(ONE_ROUND, growth=0.0, anew=4.0)
+    improvement = SafeImprovement(config, FieldPolicy(town), torch.zeros(0, 2))
+    decision = improvement.improve(learned, FieldPolicy(town), torch.Generator(), transitions=4)
+    path, [(start, rounds)] = asked[:3], asked[3:]
+    for (policy, options), before, weight in zip(
+        path, [0.0, 0.02, 0.04], [0.3, 0.3 * PATH_FALL, 0.3 * PATH_FALL**2], strict=True
+    ):
+        torch.testing.assert_close(policy, inwards(town, before))
+        assert options["weight"] == pytest.approx(weight) and len(options["adversaries"]) == 0 and not options["optimistic"]
+    torch.testing.assert_close(start, inwards(town, 0.04))  # the last one of the path that was certified
+    assert rounds["weight"] == pytest.approx(0.3 * PATH_FALL**2) and len(rounds["adversaries"]) > 0 and rounds["optimistic"]
+    assert decision.taken
+    torch.testing.assert_close(decision.policy.raw(0), inwards(town, 0.04))  # type: ignore[operator]
+    improvement.improve(learned, decision.policy, torch.Generator(), transitions=15)
+    assert len(asked) == 5  # not four times as many as at the last time: one plan, from the policy in use
+    assert improvement.anew_at == 4
+
+
+def test_a_path_that_leads_nowhere_changes_nothing(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where even its first plan is refused, the rounds begin at the policy in use, with the weight that they had."""
+    asked = planned(monkeypatch, inwards(town, 3.0))
+    learned = HallucinatedMDP(town, WellLearned(town.motion, town.noise.std), 1.0)
+    improvement = SafeImprovement(replace(ONE_ROUND, anew=1.5), FieldPolicy(town), torch.zeros(0, 2))
+    improvement.weight = 0.1
+    decision = improvement.improve(learned, FieldPolicy(town), torch.Generator(), transitions=1)
+    assert [options["weight"] for options in asked] == [0.3, 0.1] and not decision.taken
+
+
+def test_what_remembers_cannot_start_anew(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MF-DDPG carries its critic from plan to plan, and a known motion is planned with from the start."""
+    asked = planned(monkeypatch, torch.tensor(0.0))
+    monkeypatch.setattr(BPTTPlanner, "forgets", False)
+    decide(town, replace(ONE_ROUND, anew=1.5), WellLearned)
+    monkeypatch.undo()
+    asked += planned(monkeypatch, torch.tensor(0.0))
+    decide(town, replace(ONE_ROUND, anew=1.5))
+    assert len(asked) == 1
+    assert BPTTPlanner.forgets and not DDPGPlanner.forgets
 
 
 def test_without_constraints_the_plan_is_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +298,7 @@ def test_a_refused_plan_is_a_draft_for_the_next(town: TaxiMDP, monkeypatch: pyte
         return Plan(goal, 0.0, True)
 
     monkeypatch.setattr(BPTTPlanner, "plan", plan)
-    improvement = SafeImprovement(config, torch.zeros(0, 1))
+    improvement = SafeImprovement(config, FieldPolicy(town), torch.zeros(0, 1))
     assert floor.margin(town.rollout(centre).mu[-1]) < floor.margin(town.rollout(FieldPolicy(town)).mu[-1])
     for _ in range(2):
         decision = improvement.improve(learned, centre, torch.Generator(), transitions=1)
