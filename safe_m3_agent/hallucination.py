@@ -65,7 +65,7 @@ class HallucinatedMDP(MeanFieldMDP):
         self.beta = beta
         self._z: Tensor | None = None
         self._tangent: list[Tangent] | None = None
-        self._paths: list[Tensor] = []
+        self._forms: dict[int, Tensor] = {}  # of the tangent, in this world's direction, as far as they were needed
         self._steps_of_doubt: Tensor | None = None
 
     @property
@@ -121,7 +121,9 @@ class HallucinatedMDP(MeanFieldMDP):
         if self._tangent is not None:
             step = self._tangent[t]
             away = step.away(self.grid, mu, moves)
-            return applied(self._paths[t], away), step.epistemic(away)
+            if t not in self._forms:
+                self._forms[t] = step.among(self._z)
+            return applied(self._forms[t], away), step.epistemic(away)
         belief = self.model.predict(self._world.centers, mu, moves)
         if self._z is None:
             return belief.mean, belief.epistemic
@@ -137,14 +139,13 @@ class HallucinatedMDP(MeanFieldMDP):
         if self.model.exact:
             return self
         world = copy.copy(self)
-        world._tangent, mu = [], self.initial()
+        world._tangent, world._forms, mu = [], {}, self.initial()
         for t in range(self.horizon):
             shifted = self.shift(mu, t)
             actions = policy.field(shifted, t)[..., : self._world.action_dim]
             step = Tangent.of(self.model, self.grid, self._world.centers, shifted, actions, self.space)
             world._tangent.append(step)
             mu = self._world.noise.push_forward(shifted, self.space.admissible(step.mean[0].mT))
-        world._paths = [step.among(self._z) for step in world._tangent]
         return world
 
     def plausible(self, z: Tensor) -> HallucinatedMDP:
@@ -165,8 +166,7 @@ class HallucinatedMDP(MeanFieldMDP):
         if self.trips is not None:
             world._z, others = z.split([self.model.members, self.trips.members], -1)
             world._world = self._carrying(self.trips.probabilities(others))
-        if world._tangent is not None:
-            world._paths = [step.among(world._z) for step in world._tangent]
+        world._forms = {}
         return world
 
     def with_lemma2(self, lipschitz: LipschitzConfig) -> HallucinatedMDP:

@@ -27,7 +27,7 @@ class BPTTConfig:
 
     Attributes:
         epochs: Gradient steps per plan.
-        renewal: Steps until a learned motion is linearised anew, see :meth:`HallucinatedMDP.near`; 1 plans in the model itself.
+        renewal: Steps until a learned motion is linearised anew, see :meth:`HallucinatedMDP.near`; 0 plans in the model itself.
         learning_rate: Of Adam, at the start of a plan; it falls to a tenth along a cosine. Where the barrier's weight is below
             ``FULL_RATE_WEIGHT`` it is less, by the fourth root of the share: near the constraint the barrier is more curved.
         gradient_clip: Largest norm of a gradient, coarser levels of fields included.
@@ -39,9 +39,9 @@ class BPTTConfig:
     gradient_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "renewal"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("epochs", 1), ("renewal", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not (0 < self.learning_rate < math.inf and 0 < self.gradient_clip < math.inf):
             raise ValueError("learning_rate and gradient_clip must be positive and finite")
 
@@ -74,6 +74,7 @@ class BPTTPlanner(Planner):
         """Improve a copy of ``policy``; see :meth:`Planner.plan`. Nothing here is random: ``generator`` is left alone."""
         policy = copy.deepcopy(policy)
         parameters = list(policy.parameters())
+        worlds = planned_worlds(mdp, adversaries)
         eta = torch.zeros(mdp.grid.size, mdp.action_dim // 2, dtype=mdp.dtype, device=mdp.device, requires_grad=optimistic)
         fields = policy.per_cell()
         others = [parameter for parameter in parameters if all(parameter is not field for field in fields)]
@@ -85,8 +86,8 @@ class BPTTPlanner(Planner):
         epochs = effort * self.config.epochs
         for epoch in range(epochs):
             field = policy.prepared()
-            if epoch % self.config.renewal == 0:
-                worlds = planned_worlds(mdp.near(field) if self.config.renewal > 1 else mdp, adversaries)
+            if self.config.renewal and epoch % self.config.renewal == 0:
+                worlds = planned_worlds(mdp.near(field), adversaries)
             trajectory = worlds.rollout(_hallucinated(field, eta, len(adversaries)) if optimistic else field)
             margins = planned_margins(trajectory, lipschitz)
             objective = trajectory.returns[0]

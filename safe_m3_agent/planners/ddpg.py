@@ -66,7 +66,9 @@ class DDPGPlanner(Planner):
         actor = LiftedActor(mdp, policy, optimistic=optimistic)
         run = ActorCritic(self.config, stage, actor, critic, target, self.replay, modes, adversaries, noise_scale, generator)
         run.evaluate()
-        for _ in range(effort * self.config.rounds):
+        for number in range(effort * self.config.rounds):
+            if self.config.renewal and number % self.config.renewal == 0:
+                stage.mdp = mdp.near(actor.policy)
             run.explore()
             run.fit_critic()
             run.climb()

@@ -19,6 +19,7 @@ class DDPGConfig:
         critic: ``"plain"``: ``Q(t, mu', field)`` from cosine modes; ``"grid"``: the same by convolutions; ``"expansion"``: a
             few steps through the differentiable model, then ``V(t, mu')``.
         rounds: Rounds per plan, each of episodes, critic steps, actor steps and an evaluation.
+        renewal: Rounds until a learned motion is linearised anew, see :meth:`HallucinatedMDP.near`; 0 plays in the model.
         episodes: Episodes per round, played at once.
         critic_steps: Gradient steps of the critic per round.
         actor_steps: Gradient steps of the actor per round.
@@ -42,6 +43,7 @@ class DDPGConfig:
 
     critic: CriticKind = "plain"
     rounds: int = 30
+    renewal: int = 5
     episodes: int = 16
     critic_steps: int = 20
     actor_steps: int = 2
@@ -72,6 +74,8 @@ class DDPGConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.renewal < 0:
+            raise ValueError(f"renewal must be at least 0, got {self.renewal}")
         for name in ("critic_rate", "actor_step", "noise_distance"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")

@@ -256,6 +256,20 @@ def test_every_switch_has_an_effect(world: TaxiMDP, name: str) -> None:
         assert torch.equal(planners[1].replay.episodes.mu[:, 0], own)
 
 
+@pytest.mark.parametrize(("renewal", "taken"), [(0, 0), (1, 3), (2, 2)])
+def test_episodes_are_played_in_the_tangent(world: TaxiMDP, monkeypatch: pytest.MonkeyPatch, renewal: int, taken: int) -> None:
+    """A learned motion is linearised about the actor, every so many rounds."""
+    near, asked = HallucinatedMDP.near, []
+
+    def counted(self: HallucinatedMDP, policy: FieldPolicy) -> HallucinatedMDP:
+        asked.append(policy)
+        return near(self, policy)
+
+    monkeypatch.setattr(HallucinatedMDP, "near", counted)
+    plan(DDPGPlanner(replace(QUICK, renewal=renewal), 0.01), vague(world))
+    assert len(asked) == taken
+
+
 def test_the_trust_region_takes_bad_steps_back(world: TaxiMDP) -> None:
     """With steps far too long nothing is kept but the start, and steps shorten; without the region the actor runs away."""
     bold = replace(QUICK, rounds=4, actor_step=5.0)
