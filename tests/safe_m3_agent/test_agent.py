@@ -90,7 +90,7 @@ def test_without_constraints_it_gets_closer_and_violates(town: TaxiMDP, safe: Sa
 
 def test_congested_motion(make_world: Callable[..., TaxiMDP]) -> None:
     """Where moves shorten with density the agent learns as safely, and gets a policy certified."""
-    history = SafeM3UCRL(make_world(cells=6, floor=0.9, horizon=6, motion="congested"), QUICK, seed=1).learn(5)
+    history = SafeM3UCRL(make_world(cells=6, floor=0.9, horizon=6, motion="congested"), replace(QUICK, anew=0.0), seed=1).learn(5)
     assert history.violations == 0
     assert any(history.column("certified"))
     assert history[-1].score >= 0.15
@@ -100,7 +100,7 @@ def test_congested_motion(make_world: Callable[..., TaxiMDP]) -> None:
 def test_gaussian_process(make_world: Callable[..., TaxiMDP], motion: str) -> None:
     """With a Gaussian process in the ensemble's place the fleet comes to move with a certificate, and never violates."""
     world = make_world(cells=5, floor=0.9, horizon=6, motion=motion)
-    history = SafeM3UCRL(world, replace(QUICK, model="gp"), seed=0).learn(4)
+    history = SafeM3UCRL(world, replace(QUICK, model="gp", anew=0.0), seed=0).learn(4)
     assert history.violations == 0 and min(history.column("min_margin")) > 0
     assert any(history.column("certified"))
     assert history[-1].score >= 0.15
@@ -109,7 +109,7 @@ def test_gaussian_process(make_world: Callable[..., TaxiMDP], motion: str) -> No
 
 def test_unknown_trips(town: TaxiMDP, safe: SafeM3UCRL) -> None:
     """Not told where passengers go, the fleet stays put for longer, then moves with a certificate, and never violates."""
-    agent = SafeM3UCRL(town, replace(QUICK, learn_trips=True), seed=0)
+    agent = SafeM3UCRL(town, replace(QUICK, learn_trips=True, anew=0.0), seed=0)
     history = agent.learn(5)
     assert history.violations == 0 and min(history.column("min_margin")) > 0
     assert history[0].score == pytest.approx(0.0, abs=1e-6)
@@ -122,7 +122,7 @@ def test_unknown_trips(town: TaxiMDP, safe: SafeM3UCRL) -> None:
 
 def test_unknown_trips_with_the_motion_known(town: TaxiMDP) -> None:
     """Trips alone are doubt enough: nothing is certified at first, then the fleet moves, and never violates."""
-    config = replace(QUICK, model="known", learn_trips=True)
+    config = replace(QUICK, model="known", learn_trips=True, anew=0.0)
     history = SafeM3UCRL(town, config, seed=0).learn(4)
     assert history.violations == 0
     assert not history[0].certified and any(history.column("certified"))

@@ -182,7 +182,7 @@ def test_the_agent_records_and_uses_the_width(world: TaxiMDP, tiny: Config) -> N
 
 
 #: Two taxis teach little in four episodes, and a floor of 0.92 leaves little room.
-HASTY = Config(beta=0.01, representative_agents=2, ensemble=EnsembleConfig(steps=60))
+HASTY = Config(beta=0.01, representative_agents=2, anew=0.0, ensemble=EnsembleConfig(steps=60))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -208,7 +208,7 @@ def test_a_calibrated_set_still_certifies(make_world: Callable[..., TaxiMDP]) ->
 def test_a_model_that_is_sure_without_reason_is_found_out(make_world: Callable[..., TaxiMDP]) -> None:
     """A prior under which nothing can move far: default widths miss the truth, those after the first episode hold it."""
     sure = EnsembleConfig(steps=0, rounds=0, linear_scale=0.03, density_scale=0.03, residual_scale=0.003)
-    world, config = make_world(floor=0.9, horizon=6), Config(representative_agents=2, ensemble=sure)
+    world, config = make_world(floor=0.9, horizon=6), Config(representative_agents=2, anew=0.0, ensemble=sure)
     plain = SafeM3UCRL(world, replace(config, calibrate=False), seed=0).learn(4)
     history = SafeM3UCRL(world, config, seed=0).learn(4)
     assert set(plain.column("beta")) == {3.5} and max(plain.column("held_out")) < 0.9

@@ -120,7 +120,7 @@ def test_lemma2_is_a_setting_of_both_planners(world: TaxiMDP, tiny: Config, plan
 def test_lemma2_leaves_nothing_to_execute(make_world: Callable[..., TaxiMDP]) -> None:
     """Vacuous: where the accumulated form lets the fleet move with a certificate, Lemma 2 finds no plan, and it stays put."""
     world = make_world(floor=0.9, horizon=6)
-    config = Config(representative_agents=40, ensemble=EnsembleConfig(steps=60))
+    config = Config(representative_agents=40, anew=0.0, ensemble=EnsembleConfig(steps=60))
     moving, staying = (SafeM3UCRL(world, replace(config, tightening=name), seed=0).learn(6) for name in get_args(Tightening))
     assert any(moving.column("certified")) and moving[-1].score > 0.1
     assert not any(staying.column("certified")) and staying.column("score") == pytest.approx([0.0] * 6, abs=1e-6)
