@@ -121,13 +121,19 @@ class HallucinatedMDP(MeanFieldMDP):
         if self._tangent is not None:
             step = self._tangent[t]
             away = step.away(self.grid, mu, moves)
-            if t not in self._forms:
-                self._forms[t] = step.among(self._z)
-            return applied(self._forms[t], away), step.epistemic(away)
+            return applied(self._form(t, step), away), step.epistemic(away)
         belief = self.model.predict(self._world.centers, mu, moves)
         if self._z is None:
             return belief.mean, belief.epistemic
         return belief.mean + (self._z.movedim(-1, 0)[..., None, None] * belief.deviations).sum(0), belief.epistemic
+
+    def _form(self, t: int, step: Tangent) -> Tensor:
+        """The form of this world's motion at step ``t``; kept, unless a direction is differentiated by: a graph serves once."""
+        if self._z is not None and self._z.requires_grad:
+            return step.among(self._z)
+        if t not in self._forms:
+            self._forms[t] = step.among(self._z)
+        return self._forms[t]
 
     @torch.no_grad()
     def near(self, policy: Field) -> HallucinatedMDP:

@@ -92,14 +92,14 @@ class SafeImprovement:
         enough = transitions > 0 and transitions >= (1.0 + self.config.growth) * self.planned_at
         if not (enough or learned.exact):
             return Decision(policy, weight=self.weight)
-        before = self.weight, self.adversaries
+        before = self.weight, self.adversaries, self.anew_at
         try:
             if not self.config.constrained:
                 decision = self._unconstrained(learned, policy, generator)
             else:
                 decision = self._constrained(learned, policy, generator, anew=self._is_due(learned, transitions))
         except FloatingPointError:
-            self.weight, self.adversaries = before  # as if nothing had been tried
+            self.weight, self.adversaries, self.anew_at = before  # as if nothing had been tried
             raise
         self.planned_at = transitions
         return decision

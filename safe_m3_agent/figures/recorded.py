@@ -38,6 +38,7 @@ OF_LEARNING = {
         "exploration_candidates",
         "adversaries",
         "growth",
+        "anew",
     ),
     *get_args(ModelName),
 }

@@ -224,6 +224,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert all(torch.equal(planners[0][name], planners[1][name]) for name in planners[0])
     assert bool(planners[0]) == (config.planner == "ddpg")
     assert (third._improvement.draft is None) == (whole._improvement.draft is None)
+    assert third._improvement.anew_at == whole._improvement.anew_at
+    origins = [agent._improvement.first.parameters() for agent in (third, whole)]
+    assert all(torch.equal(a, b) for a, b in zip(*origins, strict=True))
     if variant == "default":
         assert SafeM3UCRL(world, config, seed=8).learn(4) != whole.history
 
@@ -234,6 +237,8 @@ def test_resumed_after_certificates(safe: SafeM3UCRL, midway: Path) -> None:
     assert len(resumed.history) == 5
     assert resumed._improvement.weight < resumed.config.barrier.initial and resumed._improvement.planned_at > 0
     assert len(resumed._improvement.adversaries) > 0
+    assert any(parameter.any() for parameter in parameters(resumed))
+    assert not any(parameter.any() for parameter in resumed._improvement.first.parameters())  # it is to stay put, not in use
     assert resumed.learn(1) == safe.history
     assert all(torch.equal(a, b) for a, b in zip(parameters(resumed), parameters(safe), strict=True))
 

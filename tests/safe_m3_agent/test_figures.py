@@ -61,9 +61,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return {
         "safe": train(folder / "safe-0"),
         "safe again": train(folder / "safe-1", "--seed", "1"),
-        "known": train(folder / "known", "--model", "known"),
+        "known": train(folder / "known", "--model", "known", "--anew", "3"),  # of no meaning there
         "unconstrained": train(folder / "unconstrained", "--no-constrained"),
-        "loose": train(folder / "loose", "--model", "known", floor=0.3),
+        "loose": train(folder / "loose", "--model", "known", "--anew", "3", floor=0.3),
         "five": train(folder / "five", "--representative-agents", "5"),
         "ten": train(folder / "ten", "--representative-agents", "10"),
     }

@@ -12,9 +12,10 @@ import torch
 
 from mf_taxi_env import EntropyFloor, TaxiMDP
 from safe_m3_agent import Config, SafeM3UCRL
+from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.certificate import CertificateConfig, confidence_radius
 from safe_m3_agent.hallucination import HallucinatedMDP
-from safe_m3_agent.improvement import PATH_FALL, Decision, SafeImprovement
+from safe_m3_agent.improvement import PATH_EFFORT, PATH_FALL, Decision, SafeImprovement
 from safe_m3_agent.model.dynamics_model import Belief, KnownModel
 from safe_m3_agent.planners.bptt import BPTTPlanner
 from safe_m3_agent.planners.ddpg import DDPGPlanner
@@ -198,7 +199,7 @@ def test_the_path_is_followed_anew_as_the_data_multiply(town: TaxiMDP, monkeypat
         asked.append((policy.raw(0).detach().clone(), options))
         goal = FieldPolicy(mdp)
         with torch.no_grad():
-            goal.logits += inwards(town, next(found))
+            goal.logits += inwards(town, next(found, 3.0))
         return Plan(goal, 0.0, True)
 
     monkeypatch.setattr(BPTTPlanner, "plan", plan)
@@ -212,6 +213,7 @@ def test_the_path_is_followed_anew_as_the_data_multiply(town: TaxiMDP, monkeypat
     ):
         torch.testing.assert_close(policy, inwards(town, before))
         assert options["weight"] == pytest.approx(weight) and len(options["adversaries"]) == 0 and not options["optimistic"]
+        assert options["effort"] == PATH_EFFORT
     torch.testing.assert_close(start, inwards(town, 0.04))  # the last one of the path that was certified
     assert rounds["weight"] == pytest.approx(0.3 * PATH_FALL**2) and len(rounds["adversaries"]) > 0 and rounds["optimistic"]
     assert decision.taken
@@ -219,6 +221,52 @@ def test_the_path_is_followed_anew_as_the_data_multiply(town: TaxiMDP, monkeypat
     improvement.improve(learned, decision.policy, torch.Generator(), transitions=15)
     assert len(asked) == 5  # not four times as many as at the last time: one plan, from the policy in use
     assert improvement.anew_at == 4
+    improvement.improve(learned, decision.policy, torch.Generator(), transitions=16)
+    assert len(asked) == 8 and improvement.anew_at == 16  # two along the path, and one
+
+
+def test_a_path_goes_on_from_refusals_against_what_refused(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the same weight, from the refused plan; as many refusals as there are rounds end it, and so does the least weight."""
+    least = 0.3 * PATH_FALL**1.5
+    found = iter([3.0, 0.05, 0.02, 0.03, 0.03])
+    asked: list[tuple[torch.Tensor, dict[str, Any]]] = []
+
+    def plan(self: BPTTPlanner, mdp: HallucinatedMDP, policy: FieldPolicy, **options: Any) -> Plan:
+        asked.append((policy.raw(0).detach().clone(), options))
+        goal = FieldPolicy(mdp)
+        with torch.no_grad():
+            goal.logits += inwards(town, next(found))
+        return Plan(goal, 0.0, True)
+
+    monkeypatch.setattr(BPTTPlanner, "plan", plan)
+    learned = HallucinatedMDP(town, WellLearned(town.motion, town.noise.std), 1.0)
+    config = replace(ONE_ROUND, rounds=2, anew=2.0, barrier=BarrierConfig(final=least))
+    decision = SafeImprovement(config, FieldPolicy(town), torch.zeros(0, 2)).improve(
+        learned, FieldPolicy(town), torch.Generator(), transitions=1
+    )
+    assert [options["weight"] for _, options in asked] == pytest.approx([0.3, 0.3, 0.3 * PATH_FALL, least, least])
+    torch.testing.assert_close(asked[1][0], inwards(town, 3.0))
+    assert len(asked[0][1]["adversaries"]) == 0 and len(asked[1][1]["adversaries"]) > 0
+    # The best one of the path is taken, though neither its last plan nor those of the rounds.
+    torch.testing.assert_close(decision.policy.raw(0), inwards(town, 0.05))  # type: ignore[operator]
+
+
+def test_a_path_may_be_refused_too_often(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends at as many refusals as an episode has rounds."""
+    asked = planned(monkeypatch, inwards(town, 3.0))
+    decide(town, replace(ONE_ROUND, rounds=2, anew=2.0), WellLearned)
+    assert [options["effort"] for options in asked] == [PATH_EFFORT] * 2 + [1] * 2
+
+
+def test_a_path_that_is_not_taken_leaves_the_weight(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path whose plans are certified but earn less than the policy in use says nothing about the way that led to that."""
+    asked = planned(monkeypatch, inwards(town, -0.03))
+    learned = HallucinatedMDP(town, WellLearned(town.motion, town.noise.std), 1.0)
+    improvement, start = SafeImprovement(replace(ONE_ROUND, anew=2.0), FieldPolicy(town), torch.zeros(0, 2)), FieldPolicy(town)
+    improvement.weight = 0.1
+    decision = improvement.improve(learned, start, torch.Generator(), transitions=1)
+    assert len(asked) > 2 and math.isfinite(decision.worst_margin) and decision.worst_margin >= 0
+    assert not decision.taken and decision.policy is start and decision.weight == improvement.weight == 0.1
 
 
 def test_a_path_that_leads_nowhere_changes_nothing(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +363,9 @@ def test_a_planner_that_diverges_is_reported(world: TaxiMDP, tiny: Config, monke
     policy = [parameter.detach().clone() for parameter in agent.policy.parameters()]
     model = {name: value.clone() for name, value in agent.model.state().items()}
     history, improvement = list(agent.history), agent._improvement
-    before = improvement.weight, improvement.planned_at, improvement.adversaries.clone()
+    improvement.weight = 0.1
+    before = improvement.planned_at, improvement.anew_at, improvement.adversaries.clone()
+    assert agent._transitions.size >= agent.config.anew * improvement.anew_at > 0  # the plan that fails is one that starts anew
     with monkeypatch.context() as patch:
         planned(patch, torch.tensor(math.nan), objective=math.nan)
         with pytest.raises(FloatingPointError, match=r"objective is nan.*learning_rate.*barrier.final"):
@@ -323,7 +373,8 @@ def test_a_planner_that_diverges_is_reported(world: TaxiMDP, tiny: Config, monke
     assert all(torch.equal(a, b) for a, b in zip(agent.policy.parameters(), policy, strict=True))
     assert all(torch.equal(value, model[name]) for name, value in agent.model.state().items())
     assert list(agent.history) == history
-    assert (improvement.weight, improvement.planned_at) == before[:2] and torch.equal(improvement.adversaries, before[2])
+    assert improvement.weight == 0.1 and torch.equal(improvement.adversaries, before[2])
+    assert (improvement.planned_at, improvement.anew_at) == before[:2]
     assert math.isfinite(agent.learn(1)[-1].objective)  # planned at once, not when the data have grown again
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mf_taxi_env import CongestedMotion, SwarmMDP, TaxiMDP
-from mf_taxi_env.mdp import Trajectory
+from mf_taxi_env import CongestedMotion, Scenario, SwarmMDP, TaxiMDP
+from mf_taxi_env.mdp import Field, Trajectory
 from safe_m3_agent.certificate import CertificateConfig, Certifier
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
 from safe_m3_agent.model.dynamics_model import Belief, KnownModel
-from safe_m3_agent.model.ensemble import EnsembleConfig, ProbabilisticEnsemble
 from safe_m3_agent.model.gaussian_process import GaussianProcess, GPConfig
 from safe_m3_agent.model.trip_model import TripConfig, make_trip_model
 from safe_m3_agent.planners.bptt import BPTTConfig, BPTTPlanner
 from safe_m3_agent.policy import FieldPolicy, NetworkPolicy, Policy
+from safe_m3_agent.tangent import applied
 from safe_m3_agent.tightening import LipschitzConfig
 from safe_m3_agent.transitions import Transitions
 
@@ -100,6 +102,27 @@ def test_its_slope_is_the_models(learned: HallucinatedMDP) -> None:
         assert float((linear - exact).norm()) < 0.03 * float(exact.norm())
 
 
+def test_a_world_serves_more_than_once(learned: HallucinatedMDP) -> None:
+    """What it keeps of its motion is neither of another direction nor without the slope, or with a spent graph, in its own."""
+    policy, other, z = wandering(learned), wandering(learned, seed=5), directions(learned, 2).requires_grad_()
+    near = learned.near(policy)
+    with torch.no_grad():
+        near.rollout(policy)  # keeps the nominal motion
+        world = near.plausible(z)
+        found = world.rollout(policy).margins
+    slopes = [torch.autograd.grad(world.rollout(policy).margins.sum(), z)[0] for _ in range(2)]
+    assert torch.equal(slopes[0], slopes[1]) and bool(slopes[0].any())
+    with torch.no_grad():
+        again = learned.near(policy).plausible(z.detach()).rollout(policy).margins
+        elsewhere, alone = (
+            near.plausible(-z).rollout(policy).margins,
+            learned.near(policy).plausible(-z).rollout(policy).margins,
+        )
+        nominal, renewed = learned.rollout(other), near.near(other).rollout(other)
+    assert torch.equal(found, again) and torch.equal(elsewhere, alone) and not torch.allclose(found, elsewhere)
+    assert apart(nominal, renewed) < 1e-12
+
+
 def test_the_doubt_is_that_of_the_linearised_members(learned: HallucinatedMDP) -> None:
     """Beside the trajectory, too, the squares of the members' deviations sum to the epistemic variance."""
     policy, other = wandering(learned), wandering(learned, 0.5, seed=2)
@@ -111,28 +134,28 @@ def test_the_doubt_is_that_of_the_linearised_members(learned: HallucinatedMDP) -
     torch.testing.assert_close(tangent.epistemic(away), deviations.square().sum(0).clamp_min(1e-12).sqrt().mT)
 
 
-def test_across_the_seam_of_a_ring() -> None:
-    """Destinations on both sides of 0 are neighbours: slopes there are not those of a jump round the ring."""
-    world = SwarmMDP(cells=20, horizon=2)
-    generator = torch.Generator().manual_seed(0)
-    model = ProbabilisticEnsemble(
-        EnsembleConfig(members=3), world.grid, world.noise.std, generator, space=world.space, reach=world.reach
-    )
-    learned = HallucinatedMDP(world, model, 1.0)
-    for strength in (-0.1, -1e-3, 1e-3, 0.1):
-        policy = FieldPolicy(learned)
-        with torch.no_grad():
-            policy.logits += strength
-        near = learned.near(policy)
-        assert near._tangent is not None
-        assert max(float(tangent.mean[1:].abs().max()) for tangent in near._tangent) < 1.0
-        assert apart(near.rollout(policy), learned.rollout(policy)) < 1e-4
-
-
-def test_what_is_known_is_not_linearised(world: TaxiMDP) -> None:
-    """A known motion may look at the whole distribution, and costs nothing anyway."""
-    known = HallucinatedMDP(world, KnownModel(world.motion, world.noise.std), 1.0)
-    assert known.near(wandering(known)) is known
+def test_every_part_is_right_to_first_order(learned: HallucinatedMDP) -> None:
+    """Destinations, each member's deviation and the doubt beside the trajectory: errors fall with the distance squared."""
+    policy, other = wandering(learned), wandering(learned, 1.0, seed=2)
+    mu = learned.shift(learned.initial())
+    [tangent, *_], errors = learned.near(policy)._tangent or [], []
+    with torch.no_grad():
+        actions = policy.field(mu, 0)
+        for distance in (0.2, 0.05):
+            beside, moved = actions + distance * (other.field(mu, 0) - actions), (1.0 - distance) * mu + distance * mu.flip(-1)
+            belief = learned.model.predict(learned._world.centers, moved, beside)
+            away = tangent.away(learned.grid, moved, beside)
+            z = torch.eye(learned.model.members, dtype=learned.dtype)
+            mean = applied(tangent.mean, away)
+            pairs = (
+                (mean, belief.mean),
+                (applied(tangent.among(z), away) - mean, belief.deviations),
+                (tangent.epistemic(away), belief.epistemic),
+            )
+            # Of the median cell: where the edge stops a member there is a kink.
+            errors.append([float((linear - exact).abs().median()) for linear, exact in pairs])
+    for coarse, fine in zip(*errors, strict=True):
+        assert 1e-7 < fine < 0.13 * coarse
 
 
 class Believed(KnownModel):
@@ -143,7 +166,45 @@ class Believed(KnownModel):
 
     def predict(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Belief:
         belief = super().predict(positions, mu, actions)
-        return belief._replace(deviations=actions.new_zeros(2, *actions.shape))
+        least = torch.full_like(actions, 1e-6)  # as of members that agree
+        return belief._replace(epistemic=least, deviations=actions.new_zeros(2, *actions.shape))
+
+
+def test_across_the_seam_of_a_ring() -> None:
+    """Destinations on both sides of 0 are neighbours: slopes there are not those of a jump round the ring."""
+    world = SwarmMDP(cells=20, horizon=2, dtype=torch.float64)
+    learned = HallucinatedMDP(world, Believed(world.motion, world.noise.std), 1.0)
+    a_move = float(world.motion(world.centers, world.initial(), torch.ones_like(world.centers))[0] - world.centers[0])
+    for rest in (1e-4 * a_move, -1e-4 * a_move):  # just this side of 0 from the last cell, or from the first one
+        policy = FieldPolicy(learned)
+        with torch.no_grad():
+            policy.logits += math.copysign(0.025 / a_move, rest) - rest / a_move
+            policy.logits.copy_(policy.logits.atanh())
+        tangents = learned.near(policy)._tangent or []
+        for tangent in tangents:
+            assert abs(float(tangent.mean[0, 0, -1 if rest > 0 else 0]) - 0.5) > 0.499  # a step of a quotient crosses 0
+            torch.testing.assert_close(tangent.mean[1], torch.full_like(tangent.mean[1], a_move))
+            assert float(tangent.mean[2].abs().max()) < 1e-9
+        assert len(tangents) == 2 and apart(learned.near(policy).rollout(policy), learned.rollout(policy)) < 1e-12
+
+
+def test_demand_that_changes_with_time(random_city: Callable[..., Scenario]) -> None:
+    """Every step's motion is linearised about where that step's passengers leave the fleet."""
+    city = random_city(0)
+    demand = np.stack([city.demand, np.roll(city.demand, 7), np.roll(city.demand, 11)])
+    city = Scenario(city.name, demand, city.trips, box=city.box, entropy_floor=0.5)
+    world = TaxiMDP(city, horizon=3, noise_std=0.1, motion="congested", dtype=torch.float64)
+    learned = HallucinatedMDP(world, Believed(world.motion, world.noise.std), 1.0)
+    policy = wandering(learned, steps=3)
+    near = learned.near(HallucinatedField(policy, torch.ones(learned.grid.size, 2, dtype=learned.dtype)))  # eta is left aside
+    assert apart(near.rollout(policy), learned.rollout(policy)) < 1e-12
+
+
+def test_what_is_known_is_not_linearised(world: TaxiMDP) -> None:
+    """A known motion may look at the whole distribution, and costs nothing anyway."""
+    for trips in (None, make_trip_model(TripConfig(members=3), world, torch.Generator().manual_seed(1))):
+        known = HallucinatedMDP(world, KnownModel(world.motion, world.noise.std), 1.0, trips)
+        assert known.near(wandering(known)) is known
 
 
 def test_learned_trips_and_lemma_2_stay_what_they_were(world: TaxiMDP) -> None:
@@ -182,3 +243,20 @@ def test_plans_in_the_linearised_motion_are_as_good(learned: HallucinatedMDP, re
     with torch.no_grad():
         gained = returns[0] - float(learned.rollout(start).returns)
     assert gained > 0.1 and returns[1] == pytest.approx(returns[0], abs=0.02 * gained)
+
+
+@pytest.mark.parametrize(("renewal", "taken"), [(0, 0), (1, 12), (5, 3), (12, 1)])
+def test_the_tangent_is_renewed(learned: HallucinatedMDP, monkeypatch: pytest.MonkeyPatch, renewal: int, taken: int) -> None:
+    """Every so many steps, and never where plans are made in the model itself."""
+    near, asked = HallucinatedMDP.near, []
+
+    def counted(self: HallucinatedMDP, policy: Field) -> HallucinatedMDP:
+        asked.append(policy)
+        return near(self, policy)
+
+    monkeypatch.setattr(HallucinatedMDP, "near", counted)
+    none = torch.zeros(0, learned.directions, dtype=learned.dtype)
+    BPTTPlanner(BPTTConfig(epochs=12, renewal=renewal), 0.01).plan(
+        learned, FieldPolicy(learned), weight=0.01, adversaries=none, optimistic=True, generator=torch.Generator()
+    )
+    assert len(asked) == taken
