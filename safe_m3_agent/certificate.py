@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from mf_taxi_env.mdp import Field
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.policy import Policy
 
@@ -80,17 +81,35 @@ class Certifier:
         """
         with torch.no_grad():
             field = policy.prepared()
-        z = self._starts(mdp, known, generator)
-        if mdp.exact or not mdp.constraints:
-            with torch.no_grad():
-                return Certificate(float(mdp.rollout(field).worst_margin), z[0])
-        near = mdp.near(field)
+        return self._search(mdp, mdp, field, self._starts(mdp, known, generator))
+
+    def screen(self, mdp: HallucinatedMDP, policy: Policy, known: Tensor, generator: torch.Generator) -> Certificate:
+        """The same, but look in the motion linearised about the policy's own episode, where that costs little.
+
+        Where doubt is large the worst motion lies far from that episode, and is missed: this refuses, or passes what is worth a
+        certificate. The margin is that of the model itself all the same.
+        """
+        with torch.no_grad():
+            field = policy.prepared()
+        return self._search(mdp, mdp.near(field), field, self._starts(mdp, known, generator))
+
+    def _search(self, mdp: HallucinatedMDP, searched: HallucinatedMDP, field: Field, z: Tensor) -> Certificate:
+        """The worst motion, by the margins of ``mdp``, of those that searches from ``z`` ``[S, E]`` in ``searched`` end in."""
+        if not mdp.exact and mdp.constraints:
+            z = self._worst(searched, field, z)
+        with torch.no_grad():
+            # A motion or policy that leads to no number is as bad as can be.
+            margins = mdp.plausible(z).rollout(field).worst_margin.nan_to_num(nan=-math.inf)
+        found = margins.argmin()
+        return Certificate(float(margins[found]), z[found])
+
+    def _worst(self, mdp: HallucinatedMDP, field: Field, z: Tensor) -> Tensor:
+        """The worst motion that is met on the way from each start, ``[S, E]``."""
         best_margin = torch.full(z.shape[:1], math.inf, dtype=z.dtype, device=z.device)
         best = z
         for step in range(self.config.steps + 1):
             z = z.detach().requires_grad_()
-            trajectory = near.plausible(z).rollout(field)
-            # A motion or policy that leads to no number is as bad as can be.
+            trajectory = mdp.plausible(z).rollout(field)
             worst = trajectory.worst_margin.nan_to_num(nan=-math.inf)
             with torch.no_grad():
                 lower = worst < best_margin
@@ -104,10 +123,7 @@ class Certifier:
             (slope,) = torch.autograd.grad(aim.sum(), z)
             # The margin is nearly linear over the ball, so each step goes to where its linearisation is least: on the sphere.
             z = -_farthest(mdp, slope)
-        with torch.no_grad():
-            best_margin = mdp.plausible(best).rollout(field).worst_margin.nan_to_num(nan=-math.inf)
-        found = best_margin.argmin()
-        return Certificate(float(best_margin[found]), best[found].detach())
+        return best.detach()
 
     def _starts(self, mdp: HallucinatedMDP, known: Tensor, generator: torch.Generator) -> Tensor:
         random = torch.randn(self.config.restarts, mdp.directions, generator=generator, dtype=known.dtype, device=known.device)

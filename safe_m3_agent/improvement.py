@@ -39,20 +39,20 @@ def make_planner(config: Config) -> Planner:
     return BPTTPlanner(config.bptt, config.barrier.width)
 
 
-class Certified(NamedTuple):
-    """A candidate with a certificate."""
+class Candidate(NamedTuple):
+    """A policy that has passed the screen, and may get a certificate."""
 
     policy: Policy
-    margin: float  #: under the worst plausible motion found
+    margin: float  #: under the worst plausible motion found so far
     predicted: float  #: return in the nominal learned world
 
 
 class SafeImprovement:
     """Improves a policy without ever letting an uncertified one through.
 
-    An episode's improvement is a few rounds of planning and certifying. A refused candidate leaves the motion that refused it,
-    and the next plan is made against that one too (a cutting-plane method on the confidence set: Blankenship and Falk 1976);
-    a certified one lets the next plan go closer to the constraint.
+    An episode's improvement is a few rounds of planning and screening, then a certificate for the best that passed. A refused
+    candidate leaves the motion that refused it, and the next plan is made against that one too (a cutting-plane method on
+    the confidence set: Blankenship and Falk 1976); one that passes lets the next plan go closer to the constraint.
 
     Where a plan ends depends on where it started, and what starts from a policy that was planned with a poor model stays near
     it. Whenever the transitions have multiplied, the path is therefore followed anew from the first policy.
@@ -106,7 +106,7 @@ class SafeImprovement:
 
     def _is_due(self, learned: HallucinatedMDP, transitions: int) -> bool:
         """Whether to start anew."""
-        never = learned.exact or not self.planner.forgets or not self.config.anew
+        never = learned.exact or not learned.constraints or not self.planner.forgets or not self.config.anew
         if never or transitions < self.config.anew * self.anew_at:
             return False
         self.anew_at = transitions
@@ -122,61 +122,71 @@ class SafeImprovement:
     def _constrained(
         self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator, *, anew: bool = False
     ) -> Decision:
-        weight, objective, worst = self.weight, math.nan, math.nan
+        before, objective, worst = self.weight, math.nan, math.nan
         if learned.constraints and not learned.exact:
             # The model has been refitted since: what is worst for the policy in use has changed, and is where to begin.
-            self._remember(self._certifier.certify(learned, policy, self._last(self.adversaries), generator))
+            self._remember(self._certifier.screen(learned, policy, self._last(self.adversaries), generator))
         # Where the world is known a refusal teaches nothing: one long plan follows the barrier further than short ones.
         optimistic = self.config.optimistic and not learned.model.exact
         rounds, effort = (1, self.config.rounds) if learned.exact else (self.config.rounds, 1)
-        candidate = self._start(learned, policy)
-        certified = self._anew(learned, generator) if anew else []
-        if certified:
-            candidate = certified[-1].policy
+        path = self._anew(learned, generator) if anew else []
+        candidate, passed = path[-1].policy if path else self._start(learned, policy), path.copy()
         for _ in range(rounds):
             candidate, objective = self._plan(learned, candidate, generator, effort, self.adversaries, optimistic=optimistic)
-            certificate = self._certify(learned, candidate, generator)
-            worst = certificate.margin
-            if certificate.certified:
-                certified.append(Certified(candidate, worst, _predicted_return(learned, candidate)))
+            screened = self._screen(learned, candidate, generator)
+            worst = screened.margin
+            if screened.certified:
+                passed.append(Candidate(candidate, worst, _predicted_return(learned, candidate)))
                 # It lowers the barrier even where it is not executed: nothing better is to be had at this weight.
                 self.weight = self.config.barrier.after(self.weight, certified=True)
-        self.draft = None if certified else candidate
-        if not certified:
-            self.weight = self.config.barrier.after(self.weight, certified=False)
-            certified = self._part_of_the_way(learned, policy, candidate, generator)
-        chosen = self._best(learned, policy, certified)
+        chosen = self._best(learned, policy, passed, generator)
+        self.draft = None if passed else candidate
+        if not passed:
+            self.weight = self.config.barrier.after(before, certified=False)
+            chosen = self._part_of_the_way(learned, policy, candidate, generator)
+        elif chosen is None and path:
+            self.weight = before  # that of the way to the policy in use
         self.adversaries = self._last(self.adversaries)
         if chosen is None:
-            if anew:
-                self.weight = weight  # that of the way to the policy in use
-            return Decision(policy, False, objective, worst, weight)
-        return Decision(chosen.policy, True, objective, chosen.margin, weight)
+            return Decision(policy, False, objective, worst, before)
+        return Decision(chosen.policy, True, objective, chosen.margin, before)
 
-    def _anew(self, learned: HallucinatedMDP, generator: torch.Generator) -> list[Certified]:
+    def _anew(self, learned: HallucinatedMDP, generator: torch.Generator) -> list[Candidate]:
         """Down the barrier's path from the first policy; against adversaries from the first refusal on."""
         before, self.weight = self.weight, self.config.barrier.initial
-        candidate, certified, refusals = self.first, [], 0
+        candidate, passed, refusals = self.first, [], 0
         while self.weight > self.config.barrier.final and refusals < self.config.rounds:
             against = self.adversaries if refusals else self.adversaries[:0]
             candidate, _ = self._plan(learned, candidate, generator, PATH_EFFORT, against, optimistic=False)
-            certificate = self._certify(learned, candidate, generator)
-            if certificate.certified:
-                certified.append(Certified(candidate, certificate.margin, _predicted_return(learned, candidate)))
+            screened = self._screen(learned, candidate, generator)
+            if screened.certified:
+                passed.append(Candidate(candidate, screened.margin, _predicted_return(learned, candidate)))
                 self.weight = max(self.config.barrier.final, self.weight * PATH_FALL)
             else:
                 refusals += 1
-        if not certified:
+        if not passed:
             self.weight = before
-        return certified
+        return passed
 
-    def _best(self, learned: HallucinatedMDP, policy: Policy, certified: list[Certified]) -> Certified | None:
-        """The certified candidate that promises most, and no less than the policy in use; None where there is none."""
+    def _best(
+        self, learned: HallucinatedMDP, policy: Policy, passed: list[Candidate], generator: torch.Generator
+    ) -> Candidate | None:
+        """The candidate that promises most, and no less than the policy in use, of those that get a certificate, or None.
+
+        Those that are refused one are taken out of ``passed``.
+        """
         promised = _predicted_return(learned, policy)
-        for candidate in sorted(certified, key=lambda one: one.predicted, reverse=True):
+        for candidate in sorted(passed, key=lambda one: one.predicted, reverse=True):
+            if not candidate.predicted >= promised:
+                continue
             # An adversary that a later candidate met may refute an earlier one.
-            if candidate.predicted >= promised and self._known_worst(learned, candidate.policy) >= 0:
-                return candidate
+            known = self._known_worst(learned, candidate.policy)
+            if known >= 0:
+                certificate = self._certifier.certify(learned, candidate.policy, self._last(self.adversaries), generator)
+                if certificate.certified:
+                    return candidate._replace(margin=min(candidate.margin, certificate.margin))
+                self._remember(certificate)
+            passed.remove(candidate)
         return None
 
     def _plan(
@@ -211,7 +221,7 @@ class SafeImprovement:
             return self.draft
         return policy
 
-    def _certify(self, learned: HallucinatedMDP, candidate: Policy, generator: torch.Generator) -> Certificate:
+    def _screen(self, learned: HallucinatedMDP, candidate: Policy, generator: torch.Generator) -> Certificate:
         # Adversaries that are known already refuse a hopeless candidate at the price of one rollout.
         known = self._known_margins(learned, candidate)
         worst = int(known.argmin())
@@ -220,21 +230,24 @@ class SafeImprovement:
                 refuser = self.adversaries[worst - 1 : worst]
                 self.adversaries = torch.cat([self.adversaries[: worst - 1], self.adversaries[worst:], refuser])
             return Certificate(float(known[worst]), self.adversaries.new_zeros(learned.directions))
-        certificate = self._certifier.certify(learned, candidate, self._last(self.adversaries), generator)
-        if not certificate.certified:
-            self._remember(certificate)
-        return certificate
+        screened = self._certifier.screen(learned, candidate, self._last(self.adversaries), generator)
+        if not screened.certified:
+            self._remember(screened)
+        return screened
 
     def _part_of_the_way(
         self, learned: HallucinatedMDP, start: Policy, goal: Policy, generator: torch.Generator
-    ) -> list[Certified]:
-        """The largest certified step from ``start`` towards a refused ``goal``, found by halving; empty where there is none."""
+    ) -> Candidate | None:
+        """The largest certified step from ``start`` towards a refused ``goal``, found by halving; None where there is none."""
         for attempt in range(1, self.config.certificate.attempts + 1):
             candidate = _between(start, goal, 0.5**attempt)
-            certificate = self._certify(learned, candidate, generator)
-            if certificate.certified:
-                return [Certified(candidate, certificate.margin, _predicted_return(learned, candidate))]
-        return []
+            screened = self._screen(learned, candidate, generator)
+            if screened.certified:
+                step = Candidate(candidate, screened.margin, _predicted_return(learned, candidate))
+                chosen = self._best(learned, start, [step], generator)
+                if chosen is not None:
+                    return chosen
+        return None
 
     def _remember(self, certificate: Certificate) -> None:
         self.adversaries = torch.cat([self.adversaries, certificate.z.unsqueeze(0)])

@@ -90,7 +90,8 @@ def test_without_constraints_it_gets_closer_and_violates(town: TaxiMDP, safe: Sa
 
 def test_congested_motion(make_world: Callable[..., TaxiMDP]) -> None:
     """Where moves shorten with density the agent learns as safely, and gets a policy certified."""
-    history = SafeM3UCRL(make_world(cells=6, floor=0.9, horizon=6, motion="congested"), replace(QUICK, anew=0.0), seed=1).learn(5)
+    world = make_world(cells=6, floor=0.9, horizon=6, motion="congested")
+    history = SafeM3UCRL(world, replace(QUICK, anew=0.0), seed=1).learn(5)
     assert history.violations == 0
     assert any(history.column("certified"))
     assert history[-1].score >= 0.15

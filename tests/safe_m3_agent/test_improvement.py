@@ -13,7 +13,7 @@ import torch
 from mf_taxi_env import EntropyFloor, TaxiMDP
 from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.barrier import BarrierConfig
-from safe_m3_agent.certificate import CertificateConfig, confidence_radius
+from safe_m3_agent.certificate import Certificate, CertificateConfig, Certifier, confidence_radius
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.improvement import PATH_EFFORT, PATH_FALL, Decision, SafeImprovement
 from safe_m3_agent.model.dynamics_model import Belief, KnownModel
@@ -151,7 +151,24 @@ def test_a_later_adversary_may_refute_an_earlier_candidate(town: TaxiMDP, monkey
 
     monkeypatch.setattr(SafeImprovement, "_known_margins", refuted_in_the_end)
     decision, start, _ = decide(town, replace(ONE_ROUND, rounds=2), WellLearned)
-    assert len(asked) == 3 and not decision.taken and decision.policy is start
+    assert len(asked) >= 3 and not decision.taken and decision.policy is start
+
+
+def test_what_only_passed_the_screen_is_not_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The screen looks in the linearised motion; what the search in the model itself refuses is a refusal like any other."""
+    planned(monkeypatch, inwards(town, 0.1))
+    judged: list[torch.Tensor] = []
+
+    def refuse(self: Certifier, learned: HallucinatedMDP, policy: FieldPolicy, *_: Any) -> Certificate:
+        judged.append(policy.raw(0).detach().clone())
+        return Certificate(-0.01, torch.ones(2))
+
+    monkeypatch.setattr(Certifier, "certify", refuse)
+    decision, start, improvement = decide(town, replace(ONE_ROUND, rounds=2, barrier=BarrierConfig(initial=0.3)), WellLearned)
+    assert not decision.taken and decision.policy is start and len(judged) >= 2
+    torch.testing.assert_close(judged[0], inwards(town, 0.1))
+    assert improvement.weight == 0.3 and improvement.draft is not None
+    assert torch.equal(improvement.adversaries[-1], torch.ones(2))
 
 
 @pytest.mark.parametrize("constrained", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mf_taxi_env import CongestedMotion, Scenario, SwarmMDP, TaxiMDP
+from mf_taxi_env import CongestedMotion, EntropyFloor, Scenario, SwarmMDP, TaxiMDP
 from mf_taxi_env.mdp import Field, Trajectory
 from safe_m3_agent.certificate import CertificateConfig, Certifier
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
@@ -219,14 +220,43 @@ def test_learned_trips_and_lemma_2_stay_what_they_were(world: TaxiMDP) -> None:
     assert float((exact.mu[0] - exact.mu[1]).abs().max()) > 1e-3
 
 
-def test_a_certificate_is_of_the_model_itself(learned: HallucinatedMDP) -> None:
+def test_a_screen_is_of_the_model_itself(learned: HallucinatedMDP) -> None:
     """The search goes by the linearised motion; the margin that decides is the model's, of the worst motion found."""
     policy, none = wandering(learned, 0.5), torch.zeros(0, learned.directions, dtype=learned.dtype)
-    found = Certifier(CertificateConfig()).certify(learned, policy, none, torch.Generator().manual_seed(0))
+    found = Certifier(CertificateConfig()).screen(learned, policy, none, torch.Generator().manual_seed(0))
     with torch.no_grad():
         margin = float(learned.plausible(found.z).rollout(policy).worst_margin)
         nominal = float(learned.rollout(policy).worst_margin)
     assert found.margin == pytest.approx(margin, abs=1e-9) and margin < nominal
+
+
+class Raised(EntropyFloor):
+    """A floor that lies higher by so many nats."""
+
+    by = 0.0
+
+    def margin(self, mu: Tensor) -> Tensor:
+        return super().margin(mu) - self.by
+
+
+def test_a_certificate_owes_nothing_to_the_tangent(learned: HallucinatedMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A linearised motion that points the wrong way lets an unsafe policy pass the screen, and gets it no certificate."""
+    policy, none = wandering(learned, 0.5), torch.zeros(0, learned.directions, dtype=learned.dtype)
+    tight, floor, near = copy.copy(learned), Raised(0.8), HallucinatedMDP.near
+    with torch.no_grad():
+        floor.by = float(learned.rollout(policy).worst_margin) - 0.1
+    tight.constraints = (floor,)
+
+    def misled(self: HallucinatedMDP, policy: Field) -> HallucinatedMDP:
+        world = near(self, policy)
+        world._tangent = [step._replace(deviations=-step.deviations) for step in world._tangent or []]
+        return world
+
+    monkeypatch.setattr(HallucinatedMDP, "near", misled)
+    certifier, arguments = Certifier(CertificateConfig(restarts=1)), (tight, policy, none)
+    certificate = certifier.certify(*arguments, torch.Generator().manual_seed(0))
+    screened = certifier.screen(*arguments, torch.Generator().manual_seed(0))
+    assert certificate.margin < 0 and certificate.margin < screened.margin
 
 
 @pytest.mark.parametrize("renewal", [1, 4])
