@@ -13,6 +13,8 @@ from scipy import sparse
 from torch import Tensor
 
 from mf_taxi_env import FleetSimulator, Scenario, SwarmMDP, TaxiMDP, load_scenario
+from mf_taxi_env.fleet import BLOCK
+from mf_taxi_env.fleet_policy import POLICY_CHUNK
 
 Make = Callable[..., Scenario]
 
@@ -278,14 +280,17 @@ def test_policies_see_the_distribution_after_trips(make_scenario: Make) -> None:
 
 
 def test_large_fleets_ask_in_chunks(make_scenario: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks cover every taxi once and change nothing."""
+    """Blocks and chunks cover every taxi once and change nothing, not even what is drawn."""
     mdp = TaxiMDP(make_scenario(4), horizon=2)
     policy = CellPolicy(mdp)
     whole = FleetSimulator(mdp, 1000, seed=7).rollout(by_position(policy))
     policy.asked.clear()
-    monkeypatch.setattr("mf_taxi_env.fleet.POLICY_CHUNK", 300)
+    monkeypatch.setitem(POLICY_CHUNK, "cpu", 300)
+    monkeypatch.setitem(BLOCK, "cpu", 700)
     parts = FleetSimulator(mdp, 1000, seed=7).rollout(by_position(policy))
-    assert [n for _, t, n in policy.asked if t == 0] == [300, 300, 300, 100]
+    assert [n for _, t, n in policy.asked if t == 0] == [300, 300, 100, 300]
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b)
     assert torch.equal(whole.positions, parts.positions)
 
 
