@@ -109,7 +109,8 @@ class FleetSimulator:
         self.positions = points
         self._served = self._begun = False
         self._occupied = torch.zeros(self.n_taxis, dtype=torch.bool, device=self.device)
-        self.kilometres = Kilometres(*[self._zero_km()] * 3)
+        self._carried_km = self._mean(self._driven(self._positions[:0]))
+        self._kilometres = Kilometres(*[self._carried_km] * 3)
 
     @property
     def positions(self) -> Tensor:
@@ -126,11 +127,6 @@ class FleetSimulator:
         self._distribution: Tensor | None = None
 
     @property
-    def cells(self) -> Tensor:
-        """The cells that the taxis are in, ``[m]``."""
-        return self._cells.clone()
-
-    @property
     def distribution(self) -> Tensor:
         """The empirical distribution of the fleet, ``[K]``."""
         if self._distribution is None:
@@ -142,6 +138,11 @@ class FleetSimulator:
     def occupied(self) -> Tensor:
         """Which taxis carried a passenger in the current step, ``[m]``."""
         return self._occupied
+
+    @property
+    def kilometres(self) -> Kilometres:
+        """What a taxi drove in the last step, on average; zeros before the first."""
+        return self._kilometres
 
     @torch.no_grad()
     def serve(self, mu: Tensor | None = None) -> Tensor:
@@ -182,7 +183,7 @@ class FleetSimulator:
             positions[block].index_copy_(0, taken, there)
             cells[block].index_copy_(0, taken, city.grid.index(there))
         self._positions, self._distribution = positions, None
-        self.kilometres = Kilometres(*[self._zero_km()] * 2, self._mean(carried))
+        self._carried_km = self._mean(carried)
 
     @torch.no_grad()
     def step(self, actions: Tensor, mu: Tensor | None = None) -> Tensor:
@@ -217,7 +218,7 @@ class FleetSimulator:
             moved += self._driven(goals - start)
             driven += self._driven(there - start)
         self._positions, self._cells, self._distribution = landed, cells, None
-        self.kilometres = self.kilometres._replace(repositioning=self._mean(moved), empty=self._mean(driven))
+        self._kilometres = Kilometres(self._mean(moved), self._mean(driven), self._carried_km)
         self._served = False
         self.t += 1
         return self.distribution
@@ -240,7 +241,7 @@ class FleetSimulator:
             mu = self.serve()
             occupied.append(self._occupied.sum() / self.n_taxis)
             distributions.append(self._move(self._chooser(policy, mu, t), mu))
-            driven.append(self.kilometres)
+            driven.append(self._kilometres)
         km = Kilometres(*map(torch.stack, zip(*driven, strict=True)))
         return FleetRollout(
             torch.stack(distributions),
