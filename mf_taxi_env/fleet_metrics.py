@@ -59,7 +59,7 @@ class MetricSettings:
 
     Attributes:
         coverage_floor: A cell is covered from this share of an even fleet's mass ``1 / K`` on; positive.
-        districts: Districts per axis, at most ``k``, that the Gini coefficient compares.
+        districts: Districts per axis that the Gini coefficient compares; ``k`` where that is less.
         residents: Residents per cell ``[K]``, in any unit; ``None`` leaves them out.
         reach_km: A resident is in reach of a covered cell whose centre is this near to that of the resident's; at least 0.
     """
@@ -132,7 +132,7 @@ def _of_distributions(mu: Tensor, city: TaxiMDP, settings: MetricSettings, taxis
         "served_demand": torch.minimum(before, demand).sum(-1),
         "waiting_minutes": _waiting(before, demand, city.horizon),
         "coverage": covered.to(mu.dtype).mean(-1),
-        "gini": gini(after, city.grid, settings.districts),
+        "gini": gini(after, city.grid, min(settings.districts, city.grid.cells)),
         "entropy": entropy_fraction(after),
         "kl": torch.stack([city.target_kl(after[t], t) for t in range(len(after))]),
         "margin": _worst(margins),
