@@ -3,8 +3,8 @@
 Run: pip install '.[baselines,multiagent]' && python examples/shared_policy.py
 
 Taxis that share a policy are, to PPO, as many copies of one env: ``SharedPolicyEnv`` shows a fleet as an SB3 ``VecEnv`` whose
-``n``-th env is the ``n``-th taxi, and steps all of them by one call of ``step_array``, without a dictionary entry per taxi. Each
-sees its position and the fleet's distribution, and all earn the fleet's reward.
+``n``-th env is the ``n``-th taxi, and steps all of them by one call of ``step_array``, without a dictionary entry per taxi.
+Each sees its position and the fleet's distribution, and all earn the fleet's reward.
 """
 
 from __future__ import annotations
