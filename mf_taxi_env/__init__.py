@@ -6,7 +6,7 @@ Importing this package registers ``MFTaxi-v0`` and ``MFSwarm1D-v0`` with Gymnasi
 import gymnasium as gym
 
 from mf_taxi_env.bound import Bound, certified_bound, score
-from mf_taxi_env.envs import CostWrapper, MFSwarm1DEnv, MFSwarm1DVectorEnv, MFTaxiEnv, MFTaxiVectorEnv
+from mf_taxi_env.envs import CostWrapper, MFSwarm1DEnv, MFSwarm1DVectorEnv, MFTaxiEnv, MFTaxiVectorEnv, fleet_parallel_env
 from mf_taxi_env.fleet import FleetRollout, FleetSimulator
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.mdp import MeanFieldMDP, Move, ParticleMDP, Trajectory
@@ -65,6 +65,7 @@ __all__ = [
     "Trajectory",
     "WeightedEntropyFloor",
     "certified_bound",
+    "fleet_parallel_env",
     "list_scenarios",
     "load_scenario",
     "scenario_family",

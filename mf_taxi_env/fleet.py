@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from mf_taxi_env.destinations import Destinations
+from mf_taxi_env.fleet_policy import FleetPolicy, KnowsItsField, by_position, checked
 from mf_taxi_env.information import MASS_FLOOR
 from mf_taxi_env.mdp import ParticleMDP
 from mf_taxi_env.scenarios.city import box_km
-from mf_taxi_env.sparse import SparseMatrix
 from mf_taxi_env.taxi import TaxiMDP
 
 Resolution = Literal["cell", "continuous"]
 
-#: Taxis per call of a policy: bounds the memory of its hidden layers.
-POLICY_CHUNK = 1 << 17
+#: Taxis that are moved together: what stays in a CPU's cache, and what keeps a GPU busy.
+BLOCK = {"cpu": 1 << 16, "cuda": 1 << 22}
+
+#: What is drawn from per city, shared by its fleets.
+_DESTINATIONS: WeakKeyDictionary[TaxiMDP, dict[int, Destinations]] = WeakKeyDictionary()
 
 
-class FleetPolicy(Protocol):
-    """A policy as a taxi sees it."""
+class Kilometres(NamedTuple):
+    """What a taxi drives in one step, as the crow flies, mean of the fleet ``[]`` (or ``[T]``); NaN where there is no map."""
 
-    def __call__(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
-        """Actions ``[m, d]`` in ``[-1, 1]`` of taxis at ``positions`` ``[m, d]``, given ``mu`` ``[K]`` after trips."""
-        ...
-
-
-@runtime_checkable
-class _KnowsItsField(Protocol):
-    def field(self, mu: Tensor, t: int) -> Tensor: ...
+    repositioning: Tensor  #: from where it departs to where its motion takes it
+    empty: Tensor  #: from where it departs to where it lands: repositioning and noise
+    carried: Tensor  #: with a passenger; zero for a taxi without one
 
 
 class FleetRollout(NamedTuple):
@@ -41,6 +42,8 @@ class FleetRollout(NamedTuple):
     #: mean distance of the repositioning moves at each step [T], in kilometres as the crow flies; NaN where there is no map
     travelled_km: Tensor
     positions: Tensor  #: final positions [m, d]
+    empty_km: Tensor  #: mean distance driven without a passenger at each step [T]: the moves, and the noise upon them
+    carried_km: Tensor  #: mean distance driven with a passenger at each step [T]
 
 
 class FleetSimulator:
@@ -85,29 +88,63 @@ class FleetSimulator:
         self._generator = torch.Generator(self.device).manual_seed(seed)
         sides = box_km(mdp.scenario.box) if isinstance(mdp, TaxiMDP) else [math.nan] * mdp.grid.dimension
         self._km = torch.tensor(sides, dtype=mdp.dtype, device=self.device)
-        self._tables: dict[int, _TripTable] = {}
-        self.t = 0
-        self.reset()
+        self._corners = mdp.centers - 0.5 / mdp.grid.cells
+        self._begin()
 
     def reset(self) -> Tensor:
-        """Start an episode from the world's initial distribution, and return the empirical one, ``[K]``."""
+        """Start an episode from the world's initial distribution, and return the empirical one, ``[K]``.
+
+        A new fleet stands at the start of its first episode: as long as it has not moved, it stays as it is.
+        """
+        if self._begun:
+            self._begin()
+        return self.distribution
+
+    def _begin(self) -> None:
         self.t = 0
         cells = torch.multinomial(self.mdp.initial(), self.n_taxis, replacement=True, generator=self._generator)
-        self.positions = self._somewhere_in(cells)
-        self._served = False
+        points = torch.empty((self.n_taxis, self.mdp.grid.dimension), dtype=self.mdp.dtype, device=self.device)
+        for block in self._blocks():
+            points[block] = self._somewhere_in(cells[block])
+        self.positions = points
+        self._served = self._begun = False
         self._occupied = torch.zeros(self.n_taxis, dtype=torch.bool, device=self.device)
-        return self.distribution
+        self._carried_km = self._mean(self._driven(self._positions[:0]))
+        self._kilometres = Kilometres(*[self._carried_km] * 3)
+
+    @property
+    def positions(self) -> Tensor:
+        """Where the taxis are, ``[m, d]`` in ``[0, 1]``. A tensor handed out is not changed afterwards; nor should it be by
+        its holder: set another one instead."""
+        return self._positions
+
+    @positions.setter
+    def positions(self, points: Tensor) -> None:
+        self._positions = points
+        self._cells = torch.empty(len(points), dtype=torch.int64, device=points.device)
+        for block in self._blocks():
+            self._cells[block] = self.mdp.grid.index(points[block])
+        self._distribution: Tensor | None = None
 
     @property
     def distribution(self) -> Tensor:
         """The empirical distribution of the fleet, ``[K]``."""
-        return self.mdp.grid.histogram(self.positions)
+        if self._distribution is None:
+            counts = torch.bincount(self._cells, minlength=self.mdp.grid.size)
+            self._distribution = counts.to(self.mdp.dtype) / self.n_taxis
+        return self._distribution
 
     @property
     def occupied(self) -> Tensor:
         """Which taxis carried a passenger in the current step, ``[m]``."""
         return self._occupied
 
+    @property
+    def kilometres(self) -> Kilometres:
+        """What a taxi drove in the last step, on average; zeros before the first."""
+        return self._kilometres
+
+    @torch.no_grad()
     def serve(self, mu: Tensor | None = None) -> Tensor:
         """Carry this step's passengers, so that a policy can see where the fleet then is. Once per step; :meth:`step` does it
         where it has not been done. Nobody is carried in a world without trips.
@@ -119,24 +156,36 @@ class FleetSimulator:
         Returns:
             The empirical distribution after trips, ``[K]``.
         """
-        if self._served:
-            return self.distribution
-        if isinstance(self.mdp, TaxiMDP):
-            self._carry_passengers(self.mdp, mu)
-        self._served = True
+        if not self._served:
+            self._begun = True
+            if isinstance(self.mdp, TaxiMDP):
+                self._carry_passengers(self.mdp, self.distribution if mu is None else mu)
+            self._served = True
         return self.distribution
 
-    def _carry_passengers(self, city: TaxiMDP, mu: Tensor | None) -> None:
-        cells = city.grid.index(self.positions)
-        if mu is None:
-            mu = torch.bincount(cells, minlength=city.grid.size).to(city.dtype) / self.n_taxis
+    def _carry_passengers(self, city: TaxiMDP, mu: Tensor) -> None:
         chance = (city.demand(self.t) / mu.clamp_min(MASS_FLOOR)).clamp_max(1.0)
-        self._occupied = self._uniform(self.n_taxis) < chance[cells]
-        riders = self._occupied.nonzero().squeeze(-1)
-        destinations = self._trip_table(city.trips(self.t)).draw(cells[riders], self._uniform(len(riders), dtype=torch.float64))
+        self._occupied = torch.empty(self.n_taxis, dtype=torch.bool, device=self.device)
+        for block in self._blocks():
+            chances = chance.index_select(0, self._cells[block])
+            torch.lt(self._uniform(len(chances)), chances, out=self._occupied[block])
+        table = _destinations(city, self.t)
+        riders = [self._occupied[block].nonzero().squeeze(-1) for block in self._blocks()]
+        goals = [
+            table.draw(self._cells[block].index_select(0, taken), self._uniform(len(taken), dtype=torch.float64))
+            for block, taken in zip(self._blocks(), riders, strict=True)
+        ]
         # A new tensor: positions that were handed out stay what they were.
-        self.positions = self.positions.index_copy(0, riders, self._somewhere_in(destinations))
+        positions, cells, carried = self._positions.clone(), self._cells, self._zero_km()
+        for block, taken, cell in zip(self._blocks(), riders, goals, strict=True):
+            there = self._somewhere_in(cell)
+            carried += self._driven(there - positions[block].index_select(0, taken))
+            positions[block].index_copy_(0, taken, there)
+            cells[block].index_copy_(0, taken, city.grid.index(there))
+        self._positions, self._distribution = positions, None
+        self._carried_km = self._mean(carried)
 
+    @torch.no_grad()
     def step(self, actions: Tensor, mu: Tensor | None = None) -> Tensor:
         """Trips (where :meth:`serve` has not been called), then the taxis' moves.
 
@@ -153,88 +202,96 @@ class FleetSimulator:
         """
         if mu is not None and not self._served:
             raise ValueError("step(actions, mu) moves taxis in a given distribution: call serve(mu before trips) first")
-        if actions.shape != self.positions.shape:
-            raise ValueError(f"actions must have shape {tuple(self.positions.shape)}, got {tuple(actions.shape)}")
-        # NaN compares false, so it is refused as well.
-        if not bool((actions.abs() <= 1.0).all()):
-            raise ValueError("actions must be finite and lie in [-1, 1]")
+        checked(actions, self._positions.shape)
         served = self.serve()
-        mu = served if mu is None else mu
-        start = self._acting_positions()
-        destinations = self.mdp.motion(start, mu, actions.to(start.dtype))
-        self._travelled_km = ((destinations - start) * self._km).norm(dim=-1).mean()
-        self.positions = self.mdp.noise.sample(destinations, self._generator)
+        return self._move(lambda block, start: actions[block], served if mu is None else mu)
+
+    def _move(self, act: Callable[[slice, Tensor], Tensor], mu: Tensor) -> Tensor:
+        """Move all taxis by the actions of ``act(block of taxis, where they depart)``."""
+        landed, cells = torch.empty_like(self._positions), torch.empty_like(self._cells)
+        moved, driven = self._zero_km(), self._zero_km()
+        for block in self._blocks():
+            start = self._departures(block)
+            goals = self.mdp.motion(start, mu, act(block, start).to(start.dtype))
+            landed[block] = there = self.mdp.noise.sample(goals, self._generator)
+            cells[block] = self.mdp.grid.index(there)
+            moved += self._driven(goals - start)
+            driven += self._driven(there - start)
+        self._positions, self._cells, self._distribution = landed, cells, None
+        self._kilometres = Kilometres(self._mean(moved), self._mean(driven), self._carried_km)
         self._served = False
         self.t += 1
         return self.distribution
 
+    @torch.no_grad()
     def rollout(self, policy: FleetPolicy) -> FleetRollout:
-        """One episode from :meth:`reset` on.
+        """One episode from :meth:`reset` on. Beside the fleet's state, only what is returned is kept.
 
         At cell resolution a policy that offers ``field(mu, t)`` is asked once per cell instead of once per taxi.
 
         Args:
-            policy: ``policy(positions [n, d], mu [K], t) -> actions [n, d]``; called in chunks of taxis.
+            policy: ``policy(positions [n, d], mu [K], t) -> actions [n, d]``; called in chunks of taxis. See
+                :class:`FleetPolicy`.
+
+        Raises:
+            ValueError: If its actions have the wrong shape, are not finite, or leave ``[-1, 1]``.
         """
-        distributions, occupied, travelled = [self.reset()], [], []
+        distributions, occupied, driven = [self.reset()], [], []
         for t in range(self.mdp.horizon):
             mu = self.serve()
-            occupied.append(self._occupied.to(self.mdp.dtype).mean())
-            distributions.append(self.step(self._actions(policy, mu, t)))
-            travelled.append(self._travelled_km)
-        return FleetRollout(torch.stack(distributions), torch.stack(occupied), torch.stack(travelled), self.positions)
+            occupied.append(self._occupied.sum() / self.n_taxis)
+            distributions.append(self._move(self._chooser(policy, mu, t), mu))
+            driven.append(self._kilometres)
+        km = Kilometres(*map(torch.stack, zip(*driven, strict=True)))
+        return FleetRollout(
+            torch.stack(distributions),
+            torch.stack(occupied).to(self.mdp.dtype),
+            km.repositioning,
+            self._positions,
+            km.empty,
+            km.carried,
+        )
 
-    @torch.no_grad()
-    def _actions(self, policy: FleetPolicy, mu: Tensor, t: int) -> Tensor:
-        if self.resolution == "cell" and isinstance(policy, _KnowsItsField):
-            return policy.field(mu, t)[self.mdp.grid.index(self.positions)]
-        return torch.cat([policy(chunk, mu, t) for chunk in self._acting_positions().split(POLICY_CHUNK)])
+    def _chooser(self, policy: FleetPolicy, mu: Tensor, t: int) -> Callable[[slice, Tensor], Tensor]:
+        if self.resolution == "cell" and isinstance(policy, KnowsItsField):
+            field = checked(policy.field(mu, t), self.mdp.centers.shape)
+            return lambda block, start: field.index_select(0, self._cells[block])
+        act = by_position(policy, mu, t)
+        return lambda block, start: act(start)
 
-    def _acting_positions(self) -> Tensor:
+    def _departures(self, block: slice) -> Tensor:
         if self.resolution == "continuous":
-            return self.positions
-        return self.mdp.centers[self.mdp.grid.index(self.positions)]
+            return self._positions[block]
+        return self.mdp.centers.index_select(0, self._cells[block])
 
     def _somewhere_in(self, cells: Tensor) -> Tensor:
         """Uniform points of cells ``[n]``: ``[n, d]``."""
-        corner = self.mdp.centers[cells] - 0.5 / self.mdp.grid.cells
-        return corner + self._uniform(*corner.shape) / self.mdp.grid.cells
+        corner = self._corners.index_select(0, cells)
+        return corner.add_(self._uniform(*corner.shape).div_(self.mdp.grid.cells))
 
-    def _trip_table(self, trips: Tensor | SparseMatrix) -> _TripTable:
-        # Steps beyond the data's share the last matrix, and its table.
-        if id(trips) not in self._tables:
-            self._tables[id(trips)] = _TripTable(trips)
-        return self._tables[id(trips)]
+    def _driven(self, way: Tensor) -> Tensor:
+        """Sum of the lengths of ways ``[n, d]`` in kilometres; in float64, for fleets are large."""
+        if not isinstance(self.mdp, TaxiMDP):
+            return way.new_full((), math.nan, dtype=torch.float64)
+        return torch.hypot(*(way * self._km).unbind(-1)).sum(dtype=torch.float64)
+
+    def _mean(self, total: Tensor) -> Tensor:
+        return (total / self.n_taxis).to(self.mdp.dtype)
+
+    def _zero_km(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def _blocks(self) -> Iterator[slice]:
+        size = BLOCK.get(self.device.type, BLOCK["cuda"])
+        return (slice(first, first + size) for first in range(0, self.n_taxis, size))
 
     def _uniform(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.rand(shape, generator=self._generator, dtype=dtype or self.mdp.dtype, device=self.device)
 
 
-class _TripTable:
-    """Cumulative trip probabilities, all rows in one line, so that one search draws the destinations of a whole fleet."""
-
-    def __init__(self, trips: Tensor | SparseMatrix) -> None:
-        # Row c holds c + (cumulative probabilities of Phi[c]); a search in float64 stays exact at thousands of rows.
-        if isinstance(trips, Tensor):
-            size = len(trips)
-            cumulative = trips.to(torch.float64, copy=True).cumsum_(-1)
-            cumulative /= cumulative[:, -1:].clone()
-            cumulative += torch.arange(size, dtype=torch.float64, device=trips.device).unsqueeze(-1)
-            self._line = cumulative.flatten()
-            self._columns = None
-            self._offsets = torch.arange(size + 1, device=trips.device) * size
-        else:
-            offsets, columns, values = trips.rows
-            counts = offsets.diff()
-            line = torch.cat([values.new_zeros(1, dtype=torch.float64), values.double().cumsum(0)])
-            start, end = line[offsets[:-1]], line[offsets[1:]]
-            rows = torch.arange(len(counts), device=values.device).repeat_interleave(counts)
-            self._line = (line[1:] - start[rows]) / (end - start)[rows] + rows
-            self._columns, self._offsets = columns, offsets
-
-    def draw(self, cells: Tensor, uniform: Tensor) -> Tensor:
-        """Destinations ``[n]`` of trips from ``cells`` ``[n]``, by numbers ``[n]`` in ``[0, 1)``."""
-        found = torch.searchsorted(self._line, cells + uniform)
-        # Rounding may lead to a neighbouring row.
-        found = found.clamp(self._offsets[cells], self._offsets[cells + 1] - 1)
-        return found - self._offsets[cells] if self._columns is None else self._columns[found]
+def _destinations(city: TaxiMDP, t: int) -> Destinations:
+    """The table of a step's trips. Steps beyond the data's share the last matrix, and its table."""
+    tables, trips = _DESTINATIONS.setdefault(city, {}), city.trips(t)
+    if id(trips) not in tables:
+        tables[id(trips)] = Destinations(trips)
+    return tables[id(trips)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -53,8 +54,13 @@ class Policy(nn.Module, ABC):
         """Those of the parameters that are given per cell, each ``[steps, K, d]``."""
 
     @abstractmethod
+    def at(self, mu: Tensor, t: int) -> Callable[[Tensor], Tensor]:
+        """The policy in one distribution after trips ``mu`` ``[K]`` at step ``t``: a function from positions ``[m, d]`` to
+        actions ``[m, d]``. What does not depend on positions is computed here, once, however often the function is called."""
+
     def forward(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
         """Actions ``[m, d]`` at ``positions`` ``[m, d]`` in the distribution after trips ``mu`` ``[K]`` at step ``t``."""
+        return self.at(mu, t)(positions)
 
 
 class FieldPolicy(Policy):
@@ -77,8 +83,9 @@ class FieldPolicy(Policy):
     def per_cell(self) -> list[nn.Parameter]:
         return [self.logits]
 
-    def forward(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
-        return self.raw(t)[self.grid.index(positions)].tanh()
+    def at(self, mu: Tensor, t: int) -> Callable[[Tensor], Tensor]:
+        actions = self.raw(t).tanh()
+        return lambda positions: actions.index_select(0, self.grid.index(positions))
 
     def raw(self, t: int) -> Tensor:
         """The field before its bound, ``[K, d]``."""
@@ -130,14 +137,27 @@ class NetworkPolicy(Policy):
     def per_cell(self) -> list[nn.Parameter]:
         return self.residual.per_cell()
 
-    def forward(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
-        residual = self.residual.raw(t)[self.grid.index(positions)]
-        return (self.network(self.from_position(self.space.coordinates(positions)), mu) + residual).tanh()
+    def at(self, mu: Tensor, t: int) -> Callable[[Tensor], Tensor]:
+        common, residual = self._of_distribution(mu) + self.from_position.bias, self.residual.raw(t)
+
+        def act(positions: Tensor) -> Tensor:
+            coordinates = self.space.coordinates(positions)
+            raw = self._upper(nn.functional.linear(coordinates, self.from_position.weight, common))
+            return (raw + residual.index_select(0, self.grid.index(positions))).tanh()
+
+        return act
 
     def network(self, located: Tensor, mu: Tensor) -> Tensor:
         """The network's part before its bound, ``[..., n, d]``, from the positions' part of the first layer ``[n, h]``."""
+        return self._upper(located + self._of_distribution(mu).unsqueeze(-2))
+
+    def _of_distribution(self, mu: Tensor) -> Tensor:
         # K mu is of order one, as the layers' initial scale expects.
-        hidden = located + self.from_mu(mu * self.grid.size).unsqueeze(-2)
+        part: Tensor = self.from_mu(mu * self.grid.size)
+        return part
+
+    def _upper(self, hidden: Tensor) -> Tensor:
+        """What is above the first layer, whose sum is given, ``[..., n, h]`` and not kept."""
         for layer in self.inner:
             hidden = layer(nn.functional.leaky_relu(hidden, inplace=True))  # in place: no one else needs the sum
         out: Tensor = self.out(nn.functional.leaky_relu(hidden, inplace=True))

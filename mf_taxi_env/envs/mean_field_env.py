@@ -151,15 +151,7 @@ class MeanFieldEnv(gym.Env[Array, Array]):
         return observation
 
     def _info(self, mu: Tensor) -> dict[str, Any]:
-        report = self._shell.report(mu, max(self._t - 1, 0))
-        margin = float(report.margin)
-        return {
-            "cost": 0.0 if margin >= 0.0 else -margin,  # NaN where the state is no distribution
-            "margin": margin,
-            "margins": dict(zip(self._shell.constraint_names, report.margins.tolist(), strict=True)),
-            "entropy": float(report.entropy),
-            "kl": float(report.kl),
-        }
+        return self._shell.report(mu, max(self._t - 1, 0)).info(self._shell.constraint_names)
 
     def __getstate__(self) -> dict[str, Any]:
         # A window cannot travel to another process or copy; it is opened again where it is needed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -52,6 +52,25 @@ class Report(NamedTuple):
     entropy: Tensor  #: share of log K
     kl: Tensor  #: KL(target || mu) in nats; NaN in a world without a target
 
+    @classmethod
+    def of(cls, mdp: MeanFieldMDP, mu: Tensor, t: int) -> Report:
+        """What is to be said of ``mu`` ``[..., K]``, caused at step ``t``."""
+        margins = mdp.margins(mu)
+        worst = margins.amin(-1) if margins.shape[-1] else mu.new_full(mu.shape[:-1], torch.inf)
+        log = floored_log(mu)  # one for both: this is half of what a report costs
+        return cls(worst, margins, entropy_fraction(mu, log), mdp.target_kl(mu, t, log))
+
+    def info(self, constraint_names: Sequence[str]) -> dict[str, Any]:
+        """The same of a single distribution as an info has it."""
+        margin = float(self.margin)
+        return {
+            "cost": 0.0 if margin >= 0.0 else -margin,  # NaN where the state is no distribution
+            "margin": margin,
+            "margins": dict(zip(constraint_names, self.margins.tolist(), strict=True)),
+            "entropy": float(self.entropy),
+            "kl": float(self.kl),
+        }
+
 
 class Shell:
     """A world, a parameterization of its policies, and how both look to a client.
@@ -85,9 +104,7 @@ class Shell:
             high[-1] = 1.0
         self.observation_space = gym.spaces.Box(np.zeros_like(high), high, dtype=np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (self.parameterization.n_parameters,), np.float32)
-        names = [constraint.name for constraint in self.mdp.constraints]
-        # Two constraints of one kind are told apart by their place.
-        self.constraint_names = [f"{name}:{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+        self.constraint_names = constraint_names(self.mdp)
 
     def parameters(self, action: Any, batch: tuple[int, ...] = ()) -> Tensor:
         """A client's action as a checked tensor ``[*batch, n]`` on the world's device.
@@ -202,10 +219,13 @@ class Shell:
 
     def report(self, mu: Tensor, t: int) -> Report:
         """What the info says of ``mu`` ``[..., K]``, caused at step ``t``."""
-        margins = self.mdp.margins(mu)
-        worst = margins.amin(-1) if margins.shape[-1] else mu.new_full(mu.shape[:-1], torch.inf)
-        log = floored_log(mu)  # one for both: this is half of what a report costs
-        return Report(worst, margins, entropy_fraction(mu, log), self.mdp.target_kl(mu, t, log))
+        return Report.of(self.mdp, mu, t)
+
+
+def constraint_names(mdp: MeanFieldMDP) -> list[str]:
+    """A name for each constraint; two of one kind are told apart by their place."""
+    names = [constraint.name for constraint in mdp.constraints]
+    return [f"{name}:{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
 def check_arguments(name: str, given: Mapping[str, Any], settings: type) -> None:

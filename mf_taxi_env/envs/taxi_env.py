@@ -23,37 +23,55 @@ from mf_taxi_env.taxi import RewardTiming, TaxiMDP
 DayOfTaxis = str | os.PathLike[str] | Scenario
 
 
-class TaxiSettings(TypedDict, total=False):
-    """Arguments of ``MFTaxi-v0``, see :class:`MFTaxiEnv`."""
+class CitySettings(TypedDict, total=False):
+    """Arguments that say which city an env is in, see :class:`MFTaxiEnv`."""
 
     scenario: DayOfTaxis
     cells: int
     horizon: int
-    observation: Observation
-    parameterization: str | Parameterization
     constraints: Sequence[Constraint] | None
     motion: Literal["free", "congested"] | Motion
     noise_std: float
     reward_timing: RewardTiming
-    observe_time: bool
     device: str | torch.device
+
+
+class TaxiSettings(CitySettings, total=False):
+    """Arguments of ``MFTaxi-v0``, see :class:`MFTaxiEnv`."""
+
+    observation: Observation
+    parameterization: str | Parameterization
+    observe_time: bool
 
 
 def _shell_arguments(
     *,
+    observation: Observation = "mass",
+    parameterization: str | Parameterization = "bilinear:8",
+    observe_time: bool = False,
+    **city: Unpack[CitySettings],
+) -> dict[str, Any]:
+    """The arguments of a shell for the arguments of the env: their defaults live here and in :func:`cities`, once."""
+    return {
+        "world": cities(**city),
+        "parameterization": parameterization,
+        "observation": observation,
+        "observe_time": observe_time,
+    }
+
+
+def cities(
+    *,
     scenario: DayOfTaxis = "shenzhen",
     cells: int = 25,
     horizon: int = 12,
-    observation: Observation = "mass",
-    parameterization: str | Parameterization = "bilinear:8",
     constraints: Sequence[Constraint] | None = None,
     motion: Literal["free", "congested"] | Motion = "free",
     noise_std: float = 0.0175,
     reward_timing: RewardTiming = "current",
-    observe_time: bool = False,
     device: str | torch.device = "cpu",
-) -> dict[str, Any]:
-    """The arguments of a shell for the arguments of the env: their defaults live here, once."""
+) -> Callable[[DayOfTaxis | None], TaxiMDP]:
+    """What builds the city of the day, or, of ``None``, the env's own."""
     build = partial(
         TaxiMDP,
         horizon=horizon,
@@ -63,12 +81,7 @@ def _shell_arguments(
         reward_timing=reward_timing,
         device=device,
     )
-    return {
-        "world": partial(_world, build, scenario, cells),
-        "parameterization": parameterization,
-        "observation": observation,
-        "observe_time": observe_time,
-    }
+    return partial(_world, build, scenario, cells)
 
 
 def _world(build: Callable[[Scenario], TaxiMDP], home: DayOfTaxis, cells: int, day: DayOfTaxis | None) -> TaxiMDP:

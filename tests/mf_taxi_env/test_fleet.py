@@ -13,6 +13,8 @@ from scipy import sparse
 from torch import Tensor
 
 from mf_taxi_env import FleetSimulator, Scenario, SwarmMDP, TaxiMDP, load_scenario
+from mf_taxi_env.fleet import BLOCK
+from mf_taxi_env.fleet_policy import POLICY_CHUNK
 
 Make = Callable[..., Scenario]
 
@@ -278,15 +280,58 @@ def test_policies_see_the_distribution_after_trips(make_scenario: Make) -> None:
 
 
 def test_large_fleets_ask_in_chunks(make_scenario: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks cover every taxi once and change nothing."""
+    """Blocks and chunks cover every taxi once and change nothing, not even what is drawn."""
     mdp = TaxiMDP(make_scenario(4), horizon=2)
     policy = CellPolicy(mdp)
     whole = FleetSimulator(mdp, 1000, seed=7).rollout(by_position(policy))
     policy.asked.clear()
-    monkeypatch.setattr("mf_taxi_env.fleet.POLICY_CHUNK", 300)
+    monkeypatch.setitem(POLICY_CHUNK, "cpu", 300)
+    monkeypatch.setitem(BLOCK, "cpu", 700)
     parts = FleetSimulator(mdp, 1000, seed=7).rollout(by_position(policy))
-    assert [n for _, t, n in policy.asked if t == 0] == [300, 300, 300, 100]
+    assert [n for _, t, n in policy.asked if t == 0] == [300, 300, 100, 300]
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b)
     assert torch.equal(whole.positions, parts.positions)
+
+
+@pytest.mark.parametrize("resolution", ["cell", "continuous"])
+def test_what_depends_on_the_distribution_is_computed_once_a_step(
+    make_scenario: Make, monkeypatch: pytest.MonkeyPatch, resolution: Any
+) -> None:
+    """A policy that offers ``at`` is asked for it once per step, however many chunks follow, with the fleet after trips."""
+    mdp = TaxiMDP(make_scenario(4), horizon=2)
+    plain = CellPolicy(mdp)
+    prepared: list[tuple[Tensor, int]] = []
+    sizes: list[int] = []
+
+    class Prepared:
+        def at(self, mu: Tensor, t: int) -> Callable[[Tensor], Tensor]:
+            prepared.append((mu, t))
+
+            def act(positions: Tensor) -> Tensor:
+                sizes.append(len(positions))
+                return plain(positions, mu, t)
+
+            return act
+
+        def __call__(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
+            raise AssertionError("at() is what should be asked")
+
+    monkeypatch.setitem(POLICY_CHUNK, "cpu", 300)
+    one = FleetSimulator(mdp, 1000, seed=7, resolution=resolution).rollout(Prepared())
+    two = FleetSimulator(mdp, 1000, seed=7, resolution=resolution).rollout(by_position(plain))
+    assert torch.equal(one.positions, two.positions)
+    assert [t for _, t in prepared] == [0, 1] and sizes == 2 * [300, 300, 300, 100]
+    assert all(torch.equal(mu, seen) for (mu, t), seen in zip(prepared, (plain.seen[0], plain.seen[4]), strict=True))
+
+
+@pytest.mark.parametrize(("actions", "message"), [(torch.full((100, 2), 1.01), "lie in"), (torch.zeros(100), "shape")])
+def test_a_policy_that_misbehaves_is_refused(make_scenario: Make, actions: Tensor, message: str) -> None:
+    """What it returns is checked as the actions of a step are, and the fleet has not moved."""
+    fleet = FleetSimulator(TaxiMDP(make_scenario(4)), 100, seed=7)
+    with pytest.raises(ValueError, match=message):
+        fleet.rollout(lambda positions, mu, t: actions)
+    assert fleet.t == 0
 
 
 def test_travelled_is_the_mean_move_in_kilometres() -> None:
@@ -392,13 +437,16 @@ def test_extreme_actions_are_allowed_and_keep_taxis_in_the_city(make_scenario: M
 
 
 def test_reset_starts_again(make_scenario: Make) -> None:
-    """Clock, occupancy and positions of a new episode; the returned distribution is the fleet's."""
+    """Clock, occupancy and positions of a new episode; the returned distribution is the fleet's. A new fleet is at a start."""
     mdp = TaxiMDP(make_scenario(5))
     fleet = FleetSimulator(mdp, 1000, seed=0)
+    new = fleet.positions
+    fleet.reset()
+    assert torch.equal(fleet.positions, new)
     fleet.step(torch.ones(1000, 2))
     start = fleet.reset()
     assert fleet.t == 0
-    assert not fleet.occupied.any()
+    assert not fleet.occupied.any() and not torch.equal(fleet.positions, new)
     assert torch.equal(start, fleet.distribution)
     assert total_variation(start, mdp.initial()) < 2 * expected_error(mdp.initial(), 1000)
 

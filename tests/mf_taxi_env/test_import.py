@@ -75,6 +75,10 @@ def answers() -> dict[str, str]:
                 print("trips:", error)
 
         try:
+            mf_taxi_env.fleet_parallel_env(5, cells=5)
+        except ImportError as error:
+            print("multiagent:", error)
+        try:
             mf_taxi_env.certified_bound(mdp)
         except ImportError as error:
             print("bound:", error)
@@ -98,7 +102,9 @@ def test_the_fleet_and_scenario_files_need_no_extra(answers: dict[str, str]) -> 
     assert answers["file"] == "10"
 
 
-@pytest.mark.parametrize(("feature", "extra"), [("trips", "trips"), ("bound", "bounds"), ("score", "bounds")])
+@pytest.mark.parametrize(
+    ("feature", "extra"), [("trips", "trips"), ("multiagent", "multiagent"), ("bound", "bounds"), ("score", "bounds")]
+)
 def test_features_of_an_extra_name_it(answers: dict[str, str], feature: str, extra: str) -> None:
     """An ImportError with the command that helps, not a bare missing module."""
     assert f"safe-m3-taxi[{extra}]" in answers[feature]

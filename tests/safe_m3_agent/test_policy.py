@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mf_taxi_env import TaxiMDP
+from mf_taxi_env import FleetSimulator, TaxiMDP
+from mf_taxi_env.fleet_policy import POLICY_CHUNK
 from safe_m3_agent.policy import FieldPolicy, NetworkPolicy, Policy, PolicyConfig, make_policy
 
 KINDS = [
@@ -98,6 +99,17 @@ def test_split_first_layer_is_the_whole_one(world: TaxiMDP) -> None:
     hidden = torch.nn.functional.leaky_relu(policy.inner[0](hidden))
     expected = (policy.out(hidden) + policy.residual.raw(2)[world.grid.index(positions)]).tanh()
     torch.testing.assert_close(policy(positions, mu, 2), expected)
+
+
+def test_a_fleet_computes_the_distributions_part_once_a_step(world: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many chunks of taxis are asked."""
+    policy = disturbed(KINDS[2], world)
+    assert isinstance(policy, NetworkPolicy)
+    calls: list[int] = []
+    policy.from_mu.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setitem(POLICY_CHUNK, "cpu", 10)
+    FleetSimulator(world, 100, resolution="continuous").rollout(policy)
+    assert len(calls) == world.horizon
 
 
 def test_policies_take_the_worlds_type(make_world: type) -> None:

@@ -1,0 +1,62 @@
+"""A policy as the taxis of a fleet see it, and how many of them are asked at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+#: Taxis per call of a policy: its hidden layers stay in a CPU's cache, and keep a GPU busy.
+POLICY_CHUNK = {"cpu": 1 << 12, "cuda": 1 << 18}
+
+
+class FleetPolicy(Protocol):
+    """A policy as a taxi sees it. It may offer more, which is then used:
+
+    - ``field(mu, t)`` gives the actions ``[K, d]`` at the cell centres, all that a fleet at cell resolution needs;
+    - ``at(mu, t)`` gives a function from positions ``[n, d]`` to actions ``[n, d]`` that has done once what depends on the
+      distribution. A large fleet is asked in chunks, and each would repeat it.
+    """
+
+    def __call__(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
+        """Actions ``[m, d]`` in ``[-1, 1]`` of taxis at ``positions`` ``[m, d]``, given ``mu`` ``[K]`` after trips."""
+        ...
+
+
+@runtime_checkable
+class KnowsItsField(Protocol):
+    """A policy that gives the actions at the cell centres."""
+
+    def field(self, mu: Tensor, t: int) -> Tensor: ...
+
+
+@runtime_checkable
+class _ActsAtPositions(Protocol):
+    def at(self, mu: Tensor, t: int) -> Callable[[Tensor], Tensor]: ...
+
+
+def by_position(policy: FleetPolicy, mu: Tensor, t: int) -> Callable[[Tensor], Tensor]:
+    """The policy of step ``t`` as a function from positions ``[n, d]`` to actions ``[n, d]``, asked in chunks and checked."""
+    ask = policy.at(mu, t) if isinstance(policy, _ActsAtPositions) else lambda positions: policy(positions, mu, t)
+
+    def act(positions: Tensor) -> Tensor:
+        size = POLICY_CHUNK.get(positions.device.type, POLICY_CHUNK["cuda"])
+        return checked(torch.cat([ask(chunk) for chunk in positions.split(size)]), positions.shape)
+
+    return act
+
+
+def checked(actions: Tensor, shape: torch.Size) -> Tensor:
+    """Actions of taxis or cells.
+
+    Raises:
+        ValueError: If they have another shape, are not finite, or leave ``[-1, 1]``.
+    """
+    if actions.shape != shape:
+        raise ValueError(f"actions must have shape {tuple(shape)}, got {tuple(actions.shape)}")
+    # NaN compares false, so it is refused as well.
+    if not bool(actions.abs().max() <= 1.0):
+        raise ValueError("actions must be finite and lie in [-1, 1]")
+    return actions
