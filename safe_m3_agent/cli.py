@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor
 
-from mf_taxi_env import FleetRollout, FleetSimulator, ParticleMDP, TaxiMDP
+from mf_taxi_env import ParticleMDP, TaxiMDP
 from mf_taxi_env.atomic import replacing
 from mf_taxi_env.bound import episode_score, possible_return
 from mf_taxi_env.fleet import Resolution
@@ -20,11 +19,16 @@ from mf_taxi_env.information import entropy_fraction, kl_divergence
 from safe_m3_agent.agent import SafeM3UCRL
 from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE
 from safe_m3_agent.config import Config
+from safe_m3_agent.fleet_evaluation import Subject, evaluate_fleets, recorded_fleets
+from safe_m3_agent.fleet_summary import fleet_report
+from safe_m3_agent.fleet_table import FLEET_FILE
+from safe_m3_agent.jobs import JobsError
 from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE, RunFolder
 from safe_m3_agent.world_options import WorldOptions, headline
 
 try:
     import tyro
+    from tqdm.auto import tqdm
 
     from mf_taxi_env.render import save_figure
     from safe_m3_agent import figures as pictures
@@ -152,40 +156,66 @@ def evaluate(run: tyro.conf.Positional[Path], device: str = "cpu") -> None:
 
 
 def fleet(
-    run: tyro.conf.Positional[Path],
-    taxis: int = 10_000,
+    run: tyro.conf.Positional[tuple[Path, ...]],
+    taxis: tuple[int, ...] = (10_000,),
     runs: int = 10,
     seed: int = 0,
     resolution: Resolution = "cell",
+    workers: int | None = None,
+    ray: str | None = None,
     device: str = "cpu",
 ) -> None:
-    """Show a trained policy on a finite fleet of taxis.
+    """Evaluate trained policies with finite fleets of taxis, and record every episode in the run's fleet.csv.
+
+    Episodes that are recorded there are not simulated again: the same command goes on where another one was stopped.
 
     Args:
-        run: Folder of a run.
-        taxis: Taxis in the fleet.
-        runs: Episodes, each from its own seed.
+        run: Folders of runs, at least one.
+        taxis: Fleet sizes, such as `--taxis 10 1000 100000`.
+        runs: Episodes of every size, each from its own seed.
         seed: Seed of the first episode; the next ones follow.
         resolution: Whether a taxi departs from the centre of its cell, as in the mean field, or from where it is.
+        workers: Processes; default one per CPU, and one on a GPU.
+        ray: Address of a Ray cluster that runs the episodes instead, or `local` for one started here.
         device: torch device.
     """
-    if runs < 1:
-        raise ValueError(f"runs must be at least 1, got {runs}")
+    if not run or len(set(run)) < len(run):
+        raise ValueError(f"run must name at least one folder, and none twice, got {[str(folder) for folder in run]}")
     _check_device(device)
-    agent = SafeM3UCRL.load(run, device=device)
-    world = agent.mdp
-    if not isinstance(world, TaxiMDP):
-        raise ValueError(f"run must be of taxis in a city, got one of {type(world).__name__}: see safe-m3 evaluate {run}")
-    with torch.no_grad():
-        executed = world.rollout(agent.policy)
-    rollouts = [FleetSimulator(world, taxis, seed=seed + i, resolution=resolution).rollout(agent.policy) for i in range(runs)]
-    picture = run / FIGURES_FOLDER / f"fleet_{taxis}.png"
-    picture.parent.mkdir(exist_ok=True)
-    save_figure(pictures.fleet_sheet(executed, rollouts[0], world), picture)
-    print(f"{taxis:,} taxis, {runs} episodes, resolution {resolution!r}")
-    print(f"score of the policy in the mean field: {pictures.finite(episode_score(executed, world))} of the possible\n")
-    print(_fleet_table(rollouts, executed.mu, world, taxis))
-    print(f"\npicture  {picture}")
+    on_cpu = torch.device(device).type == "cpu"
+    if ray is not None and not on_cpu:
+        raise ValueError(f"--ray runs episodes on CPUs, got --device {device!r}")
+    subjects = {str(folder): _subject(folder, device) for folder in run}
+    total = sum(set(taxis)) * runs * len(run)
+    failed = None
+    # In taxis, for that is what an episode's time is proportional to.
+    with tqdm(total=total, unit=" taxis", unit_scale=True, desc="fleets", disable=None) as bar:
+        try:
+            evaluate_fleets(
+                subjects, taxis, runs, seed=seed, resolution=resolution, progress=bar.update, ray=ray,
+                workers=workers if workers is not None or on_cpu else 1,
+            )  # fmt: skip
+        except JobsError as error:
+            failed = error
+        except KeyboardInterrupt:
+            sys.exit("\nsafe-m3: stopped; the same command goes on with the episodes that are missing")
+    for name, subject in subjects.items():
+        episodes = recorded_fleets(Path(name), subject, resolution, taxis, range(seed, seed + runs))
+        if episodes:
+            print(f"{name}, resolution {resolution!r}")
+            print(f"score of the policy in the mean field: {pictures.finite(episode_score(subject.executed, subject.world))}\n")
+            print(fleet_report(subject, episodes), end="\n\n")
+            drawn = pictures.fleet_pictures(subject, episodes, Path(name))
+            print(f"table     {Path(name) / FLEET_FILE}\npictures  {', '.join(map(str, drawn))}\n")
+    if failed is not None:
+        raise failed
+
+
+def _subject(folder: Path, device: str) -> Subject:
+    agent = SafeM3UCRL.load(folder, device=device)
+    if not isinstance(agent.mdp, TaxiMDP):
+        raise ValueError(f"run must be of taxis in a city, got one of {type(agent.mdp).__name__}: see evaluate")
+    return Subject.of(agent.mdp, agent.policy)
 
 
 def figures(
@@ -205,33 +235,6 @@ def figures(
         format: Formats of the figures.
     """
     print(paper_figures(runs, out, only=only, judge_floor=judge_floor, formats=format))
-
-
-def _fleet_table(rollouts: Sequence[FleetRollout], mean_field: Tensor, world: TaxiMDP, taxis: int) -> str:
-    fleets = torch.stack([rollout.distributions for rollout in rollouts])[:, 1:]
-    demand = torch.stack([world.demand(t) for t in range(world.horizon)])
-    margins = world.margins(fleets).amin(-1).amin(-1) if world.constraints else torch.full((len(rollouts),), math.inf)
-    # The entropy of m samples falls short of that of their distribution by about (K - 1) / (2 m) (Miller 1955).
-    bias = (world.grid.size - 1) / (2 * taxis)
-    gap = 0.5 * (fleets - mean_field[1:]).abs().sum(-1)
-    occupied = torch.stack([rollout.occupied for rollout in rollouts])
-    travelled = torch.stack([rollout.travelled_km for rollout in rollouts]).mean()
-    limit = kl_divergence(demand, mean_field[1:]).mean()
-    return _table(
-        ("KL to demand", f"{float(kl_divergence(demand, fleets).mean()):.4f} per step (mean field {float(limit):.4f})"),
-        ("entropy", f"at least {float(entropy_fraction(fleets).min()):.4f} of its maximum"),
-        (
-            "smallest margin",
-            f"{float(margins.min()):.4f} nats, {float(margins.min()) + bias:.4f} corrected for {taxis:,} samples",
-        ),
-        (
-            "violations",
-            f"in {int((margins < 0).sum())} of {len(rollouts)} episodes, {int((margins + bias < 0).sum())} corrected",
-        ),
-        ("mean field", f"{float(gap.mean()):.4f} away in total variation, on average"),
-        ("occupied", f"{float(occupied.mean()):.1%} of the taxis per step"),
-        ("repositioning", f"{float(travelled):.2f} km per taxi and step"),
-    )
 
 
 def _one(world: ParticleMDP) -> str:
@@ -264,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             description="Safe-M3-UCRL: learn to reposition a fleet without ever leaving a district.",
             args=arguments,
         )
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, JobsError) as error:
         print(f"safe-m3: error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -4,8 +4,9 @@
 many.
 """
 
+from safe_m3_agent.figures.fleet_sheets import fleet_pictures
 from safe_m3_agent.figures.reliability import reliability
-from safe_m3_agent.figures.run_sheets import fleet_sheet, learning_curve
+from safe_m3_agent.figures.run_sheets import learning_curve
 from safe_m3_agent.figures.style import finite
 
-__all__ = ["finite", "fleet_sheet", "learning_curve", "reliability"]
+__all__ = ["finite", "fleet_pictures", "learning_curve", "reliability"]

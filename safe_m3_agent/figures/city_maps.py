@@ -70,7 +70,7 @@ def fleets(curves: Sequence[tuple[str, Group]], title: str) -> Drawing:
         engine.set(h_pad=0.12, w_pad=0.3 if height > WIDE * width else 0.04)
     figure.set_figheight(figure.get_figheight() + 0.35 * math.ceil(len(panels) / columns))
     caption(figure, f"Fleets after the last of {world.horizon} steps; of several seeds the one with the median return.")
-    return Drawing(figure, {"": _cell_table(world, names, [values for _, values in panels])})
+    return Drawing(figure, {"": cell_table(world, names, [values for _, values in panels])})
 
 
 def trips_and_flows(run: RecordedRun, title: str) -> Drawing:
@@ -116,7 +116,7 @@ def trips_and_flows(run: RecordedRun, title: str) -> Drawing:
         "Stars: origins, the busiest cells at least a quarter of the city apart. Colours under the arrows: fleet after trips.",
     )
     names = [*(f"trips from origin {n + 1}" for n in range(len(origins))), "fleet after trips", "move east km", "move north km"]
-    return Drawing(figure, {"": _cell_table(world, names, [*rows, after, moves[:, 0], moves[:, 1]])})
+    return Drawing(figure, {"": cell_table(world, names, [*rows, after, moves[:, 0], moves[:, 1]])})
 
 
 def _title_width(world: TaxiMDP) -> int:
@@ -165,7 +165,14 @@ def _centres(world: TaxiMDP) -> NDArray[np.float64]:
     return np.asarray(np.array([west, south]) + _numbers(world.centers) * np.array([east - west, north - south]))
 
 
-def _cell_table(world: TaxiMDP, names: Sequence[str], values: Sequence[NDArray[np.float64]]) -> Table:
+def cell_table(world: TaxiMDP, names: Sequence[str], values: Sequence[NDArray[np.float64]]) -> Table:
+    """Values of every cell, with its centre in degrees.
+
+    Args:
+        world: The world.
+        names: Names of the values.
+        values: For each name, ``[K]``.
+    """
     centres = _centres(world)
     rows = [[cell, *centres[cell].tolist(), *(float(value[cell]) for value in values)] for cell in range(len(centres))]
     return Table(["cell", "longitude", "latitude", *names], rows)

@@ -34,7 +34,7 @@ def learning(curves: Sequence[Curve], title: str, *, with_doubt: bool = False) -
         with_doubt: Add a panel with the model's epistemic standard deviation.
     """
     world = curves[0][1].world
-    bound, stay = _bound(world), float(staying_put(world).returns)
+    bound, stay = certified_return(world), float(staying_put(world).returns)
     figure = new_figure((8.5, 7.6 if with_doubt else 5.2), "constrained")
     shape = {"height_ratios": (3, 2)} if with_doubt else {}
     panels: list[Axes] = figure.subplots(1 + with_doubt, 1, sharex=True, squeeze=False, gridspec_kw=shape)[:, 0].tolist()
@@ -89,14 +89,14 @@ def trade_off(curves: Sequence[Curve], title: str) -> Drawing:
     rows: list[list[object]] = []
     for (label, runs), line in zip(curves, LINES, strict=False):
         divergence = summary(-runs.column("reward") / world.horizon)
-        safety = summary(_safety(runs.column("min_margin"), world, floor))
+        safety = summary(safety_shown(runs.column("min_margin"), world, floor))
         violated = runs.column("violations") > 0
         _draw(top, divergence, line, f"{label} ({_seeds(runs)}): {violated.sum()} of {violated.size} episodes violate")
         _draw(bottom, safety, line, None)
         numbers = zip(*divergence, *safety, violated.sum(0).tolist(), strict=True)
         rows += [[label, len(runs.runs), episode, *values] for episode, values in enumerate(numbers)]
     logarithmic(top)  # early episodes of an unconstrained agent may be far off
-    bound = _bound(world)
+    bound = certified_return(world)
     if bound is not None and (least := -bound / world.horizon) > LEAST_KL_DRAWN:
         top.axhline(
             least, color=GREEN, linestyle="--", linewidth=1.2, label=f"no safe policy comes below {least:.3f} (certified)"
@@ -128,8 +128,14 @@ def trade_off(curves: Sequence[Curve], title: str) -> Drawing:
     return Drawing(figure, {"": Table(columns, rows)})
 
 
-def _safety(margins: NDArray[np.float64], world: TaxiMDP, floor: float | None) -> NDArray[np.float64]:
-    """Entropy as a share of its maximum where that is what is constrained, else the margins as they are."""
+def safety_shown(margins: NDArray[np.float64], world: TaxiMDP, floor: float | None) -> NDArray[np.float64]:
+    """Entropy as a share of its maximum where that is what is constrained, else the margins as they are.
+
+    Args:
+        margins: Margins in nats, of any shape.
+        world: The world.
+        floor: Its entropy floor, a share of ``log K``; None where it is not the only constraint.
+    """
     return margins if floor is None else floor + margins / math.log(world.grid.size)
 
 
@@ -138,8 +144,8 @@ def _scale(stay: float, bound: float) -> tuple[Callable[[Any], Any], Callable[[A
     return lambda value: (value - stay) / (bound - stay), lambda value: stay + value * (bound - stay)
 
 
-def _bound(world: TaxiMDP) -> float | None:
-    """The certified bound on the return; None where there is none."""
+def certified_return(world: TaxiMDP) -> float | None:
+    """The certified bound on the return in a world; None where there is none."""
     try:
         # Timed "current", an episode counts its uniform start instead of its end, which the bound covers as well.
         return certified_bound(world).reward

@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
-from safe_m3_agent.config import Config
 from safe_m3_agent.figures.city_maps import fleets, trips_and_flows
 from safe_m3_agent.figures.curves import learning, trade_off
-from safe_m3_agent.figures.drawing import Drawing, save_drawing
+from safe_m3_agent.figures.drawing import save_drawing
+from safe_m3_agent.figures.finite_fleets import FleetCurve, along_the_episode, fleet_sizes
+from safe_m3_agent.figures.fleet_sheets import fleet_map
 from safe_m3_agent.figures.judged import judged
+from safe_m3_agent.figures.plans import Missing, Plan, changes, compared, learned, name_among, what_is_kept, where
 from safe_m3_agent.figures.recipes import train_command
 from safe_m3_agent.figures.recorded import Group, read_groups
 from safe_m3_agent.figures.style import LINES
 
-FigureName = Literal["2", "3a", "3b", "4", "5a", "5b"]
+FigureName = Literal["2", "3a", "3b", "4", "5a", "5b", "6a", "6b", "7"]
 #: Representative agents that the paper compares.
 REPRESENTATIVE_AGENTS = (1, 5, 10)
 #: Entropy floor that the paper trains a policy at, to judge it at a higher one.
 LOOSE_FLOOR = 0.5
+#: Fleet sizes that the paper goes through.
+FLEET_SIZES = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 #: Most fleets on the maps of figure 2.
 MOST_FLEETS = 5
-
-
-class Missing(NamedTuple):
-    """A run that a figure lacks."""
-
-    what: str
-    command: str
-
-
-class Plan(NamedTuple):
-    """What a figure would show of some runs."""
-
-    curves: list[tuple[str, Group]]
-    missing: list[Missing]
-    suffices: bool
-    draw: Callable[[], Drawing]
-
-    @property
-    def rank(self) -> tuple[bool, int, int]:
-        """Better plans are larger: drawable, complete, with more runs."""
-        return self.suffices, -len(self.missing), sum(len(group.runs) for _, group in self.curves)
 
 
 def paper_figures(
@@ -86,6 +70,9 @@ def paper_figures(
         "4": _trips,
         "5a": lambda base: _floors(base, groups, judge_floor),
         "5b": lambda base: _representatives(base, groups),
+        "6a": lambda base: _fleet_sizes(base, groups),
+        "6b": _taxis_on_the_map,
+        "7": _finite_and_infinite,
     }
     out.mkdir(parents=True, exist_ok=True)
     # Of equally good pictures the one of an agent that learns safely is the paper's.
@@ -107,7 +94,7 @@ def _carry_out(name: str, plan: Plan, out: Path, formats: Sequence[str]) -> list
         lines = [f"figure {name}: not drawn, runs are missing"]
     for what, command in plan.missing:
         lines += [f"  missing{' for a fuller picture' if plan.suffices else ''}: {what}", f"    {command}"]
-    if plan.missing and (more := _more_seeds(plan)):
+    if any(command.startswith("safe-m3 train") for _, command in plan.missing) and (more := _more_seeds(plan)):
         lines.append(more)
     return lines
 
@@ -126,28 +113,28 @@ def _fleets(base: Group, groups: Sequence[Group]) -> Plan:
     others = [group for group in groups if group is not base and group.city == base.city]
     # What the constraint does is the figure's subject: agents without it come first.
     same_city = [base, *sorted(others, key=lambda group: group.config.constrained)][:MOST_FLEETS]
-    curves = [(_name(group, same_city), group) for group in same_city]
+    curves = [(name_among(group, same_city), group) for group in same_city]
     found = {(group.config.constrained, group.known) for group in same_city}
     missing = [
-        Missing(what, train_command(base, **_changes(base, wanted)))
+        Missing(what, train_command(base, **changes(base, wanted)))
         for what, wanted in (
-            ("Safe-M3-UCRL, motion unknown", {"constrained": True, "model": _learned(base)}),
-            ("M3-UCRL (no constraint), motion unknown", {"constrained": False, "model": _learned(base)}),
+            ("Safe-M3-UCRL, motion unknown", {"constrained": True, "model": learned(base)}),
+            ("M3-UCRL (no constraint), motion unknown", {"constrained": False, "model": learned(base)}),
         )
         if (wanted["constrained"], False) not in found
     ]
-    return Plan(curves, missing, True, lambda: fleets(curves, f"{_where(base)}: demand, and where policies take the fleet"))
+    return Plan(curves, missing, True, lambda: fleets(curves, f"{where(base)}: demand, and where policies take the fleet"))
 
 
 def _known_and_unknown(base: Group, groups: Sequence[Group]) -> Plan:
-    model = _learned(base)
+    model = learned(base)
     agents = base.config.representative_agents
     wanted = [
         (f"motion unknown, {agents} representative taxi{'s' * (agents > 1)}", {"constrained": True, "model": model}),
         ("motion known", {"constrained": True, "model": "known"}),
     ]
-    return _compared(
-        base, groups, wanted, 2, lambda curves: learning(curves, f"{_what(base)}: learning, known and unknown motion")
+    return compared(
+        base, groups, wanted, 2, lambda curves: learning(curves, f"{what_is_kept(base)}: learning, known and unknown motion")
     )
 
 
@@ -156,18 +143,18 @@ def _safe_and_unsafe(base: Group, groups: Sequence[Group]) -> Plan:
         ("Safe-M3-UCRL", {"constrained": True}),
         ("M3-UCRL (no constraint)", {"constrained": False}),
     ]
-    return _compared(
+    return compared(
         base,
         groups,
         wanted,
         2,
-        lambda curves: trade_off(curves, f"{_what(base, tell_motion=True)}: closeness to demand against safety"),
+        lambda curves: trade_off(curves, f"{what_is_kept(base, tell_motion=True)}: closeness to demand against safety"),
     )
 
 
 def _trips(base: Group) -> Plan:
     run = base.middle
-    title = f"{_where(base)}: where trips end, and where the policy sends taxis"
+    title = f"{where(base)}: where trips end, and where the policy sends taxis"
     return Plan([(f"policy of seed {run.seed}", base)], [], True, lambda: trips_and_flows(run, title))
 
 
@@ -182,8 +169,8 @@ def _floors(base: Group, groups: Sequence[Group], judge: float) -> Plan:
     wanted = [
         (f"trained at {100 * floor:g} %", {"entropy_floor": floor, "constrained": True}) for floor in floors[: len(LINES)]
     ]
-    title = f"{_where(base, tell_motion=True)}: policies trained at different entropy floors, judged at {100 * judge:g} %"
-    plan = _compared(base, groups, wanted, 2, lambda curves: judged(curves, judge, title))
+    title = f"{where(base, tell_motion=True)}: policies trained at different entropy floors, judged at {100 * judge:g} %"
+    plan = compared(base, groups, wanted, 2, lambda curves: judged(curves, judge, title))
     if base.floor is None:
         return plan._replace(
             missing=[Missing("runs whose only constraint is an entropy floor", "safe-m3 train --entropy-floor ...")]
@@ -192,7 +179,7 @@ def _floors(base: Group, groups: Sequence[Group], judge: float) -> Plan:
 
 
 def _representatives(base: Group, groups: Sequence[Group]) -> Plan:
-    model = _learned(base)
+    model = learned(base)
     alike = base.settings("representative_agents", "learning")
     present = {
         group.config.representative_agents for group in groups if group.settings("representative_agents", "learning") == alike
@@ -205,86 +192,40 @@ def _representatives(base: Group, groups: Sequence[Group]) -> Plan:
         )
         for count in counts
     ]
-    title = f"{_what(base)}: more representative taxis, faster learning?"
-    return _compared(base, groups, wanted, 2, lambda curves: learning(curves, title, with_doubt=True))
+    title = f"{what_is_kept(base)}: more representative taxis, faster learning?"
+    return compared(base, groups, wanted, 2, lambda curves: learning(curves, title, with_doubt=True))
 
 
-def _compared(
-    base: Group,
-    groups: Sequence[Group],
-    wanted: Sequence[tuple[str, dict[str, Any]]],
-    least: int,
-    draw: Callable[[list[tuple[str, Group]]], Drawing],
-) -> Plan:
-    """Curves that are like ``base`` but for some settings each; what is not there is missing."""
-    curves, missing = [], []
-    for label, settings in wanted:
-        group = _find(base, groups, settings)
-        if group is None:
-            missing.append(Missing(label, train_command(base, **_changes(base, settings))))
-        else:
-            curves.append((label, group))
-    return Plan(curves, missing, len(curves) >= least, lambda: draw(curves))
+# -- finite fleets: these need the table that `safe-m3 fleet` leaves in a run's folder ---------------------------------------
 
 
-def _find(base: Group, groups: Sequence[Group], settings: dict[str, Any]) -> Group | None:
-    """The group with these settings that is otherwise like ``base``: itself, if it has them."""
-    # A known motion leaves the settings of learning without meaning; between two learners they matter.
-    switches = (settings.get("model", base.config.model) == "known") != base.known
-    without = (*settings, "learning") if switches else tuple(settings)
-    like = base.settings(*without)
-    for group in (base, *groups):
-        if all(_setting(group, name) == value for name, value in settings.items()) and group.settings(*without) == like:
-            return group
-    return None
+def _fleet_sizes(base: Group, groups: Sequence[Group]) -> Plan:
+    plan = _known_and_unknown(base, groups)
+    curves = [(label, group) for label, group in plan.curves if all(run.fleets for run in group.runs)]
+    title = f"{what_is_kept(base)}: from few taxis to the mean field"
+    missing = [*plan.missing, *(one for _, group in plan.curves for one in _not_evaluated(group))]
+    return Plan(curves, missing, bool(curves), lambda: fleet_sizes([_fleet_curve(*curve) for curve in curves], title))
 
 
-def _setting(group: Group, name: str) -> object:
-    return group.floor if name == "entropy_floor" else getattr(group.config, name)
+def _taxis_on_the_map(base: Group) -> Plan:
+    run, missing = base.middle, _not_evaluated(base)
+    return Plan([(f"policy of seed {run.seed}", base)], missing, not missing, lambda: fleet_map(run.subject, run.fleets))
 
 
-def _changes(base: Group, settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if _setting(base, name) != value}
+def _finite_and_infinite(base: Group) -> Plan:
+    missing = _not_evaluated(base)
+    title = f"{what_is_kept(base, tell_motion=True)}: infinite and finite fleets"
+    curve = (f"policy of seed {base.middle.seed}", base)
+    return Plan([curve], missing, not missing, lambda: along_the_episode(_fleet_curve(*curve), title))
 
 
-def _learned(base: Group) -> str:
-    return Config().model if base.known else base.config.model
+def _fleet_curve(label: str, group: Group) -> FleetCurve:
+    return FleetCurve(label, [(run.subject, run.fleets) for run in group.runs])
 
 
-# -- names ----------------------------------------------------------------------------------------------------------------
-
-
-def _name(group: Group, among: Sequence[Group]) -> str:
-    """What sets a group apart from others, in words."""
-
-    def parts(one: Group) -> list[str]:
-        agents = one.config.representative_agents
-        return [
-            "Safe-M3-UCRL" if one.config.constrained else "M3-UCRL",
-            "motion known" if one.known else "motion unknown",
-            "trips unknown" if one.config.learn_trips else "",
-            "no constraint"
-            if not one.config.constrained
-            else ""
-            if one.floor is None
-            else f"floor\u00a0{100 * one.floor:g}\u00a0%",
-            "" if one.known else f"{agents} rep. taxi{'s' * (agents > 1)}",
-            one.config.planner,
-        ]
-
-    mine = parts(group)
-    told = {0, 1} if group.known else {0}
-    differing = [part for i, part in enumerate(mine) if part and (i in told or len({parts(one)[i] for one in among}) > 1)]
-    if sum(parts(one) == mine for one in among) > 1:
-        differing.append(group.runs[0].folder.name)
-    return ", ".join(differing)
-
-
-def _where(base: Group, *, tell_motion: bool = False) -> str:
-    cells = base.world.grid.cells
-    return f"{base.world.scenario.name}, {cells} x {cells} cells" + ", motion known" * (tell_motion and base.known)
-
-
-def _what(base: Group, *, tell_motion: bool = False) -> str:
-    where = _where(base, tell_motion=tell_motion)
-    return where if base.floor is None else f"{where}, entropy floor {100 * base.floor:g} %"
+def _not_evaluated(group: Group) -> list[Missing]:
+    folders = [str(run.folder) for run in group.runs if not run.fleets]
+    if not folders:
+        return []
+    command = shlex.join(["safe-m3", "fleet", *folders, "--taxis", *map(str, FLEET_SIZES), "--runs", "100"])
+    return [Missing(f"finite fleets of {', '.join(folders)}", command)]

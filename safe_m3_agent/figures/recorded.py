@@ -18,6 +18,8 @@ from mf_taxi_env import EntropyFloor, TaxiMDP, Trajectory
 from safe_m3_agent.agent import SafeM3UCRL
 from safe_m3_agent.checkpoint import CHECKPOINT_FILE, read_run_files
 from safe_m3_agent.config import Config, ModelName
+from safe_m3_agent.fleet_evaluation import Subject, recorded_fleets
+from safe_m3_agent.fleet_table import FleetEpisode
 from safe_m3_agent.history import History
 from safe_m3_agent.policy import make_policy
 from safe_m3_agent.run import HISTORY_FILE
@@ -87,10 +89,19 @@ class RecordedRun:
         return SafeM3UCRL.load(self.folder, mdp=self.world)
 
     @cached_property
+    def subject(self) -> Subject:
+        """The last policy in its world, with its episode in the mean field."""
+        return Subject.of(self.world, self.agent.policy)
+
+    @property
     def executed(self) -> Trajectory:
         """The last policy's episode in the true mean field."""
-        with torch.no_grad():
-            return self.world.rollout(self.agent.policy)
+        return self.subject.executed
+
+    @cached_property
+    def fleets(self) -> list[FleetEpisode]:
+        """The last policy's recorded episodes with finite fleets whose taxis act at the centres of cells."""
+        return recorded_fleets(self.folder, self.subject, "cell")
 
 
 class Group:
@@ -117,9 +128,7 @@ class Group:
     @property
     def floor(self) -> float | None:
         """The entropy floor, a share of ``log K``; None where the constraints are others."""
-        if len(self.world.constraints) == 1 and isinstance(self.world.constraints[0], EntropyFloor):
-            return self.world.constraints[0].fraction
-        return None
+        return single_floor(self.world)
 
     @property
     def episodes(self) -> int:
@@ -180,6 +189,13 @@ def read_groups(folders: Iterable[Path]) -> list[Group]:
         same[run.seed] = run
     groups = [Group(list(runs.values())) for runs in found.values()]
     return sorted(groups, key=lambda group: (-len(group.runs), group.config.representative_agents, str(group.runs[0].folder)))
+
+
+def single_floor(world: TaxiMDP) -> float | None:
+    """The entropy floor of a world that has no other constraint, a share of ``log K``; else None."""
+    if len(world.constraints) == 1 and isinstance(world.constraints[0], EntropyFloor):
+        return world.constraints[0].fraction
+    return None
 
 
 def staying_put(world: TaxiMDP) -> Trajectory:

@@ -1,4 +1,4 @@
-"""Pictures of a run: how it learned, and where the fleet ends up."""
+"""A picture of a run: how it learned."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mf_taxi_env import FleetRollout, ParticleMDP, TaxiMDP, Trajectory
+from mf_taxi_env import ParticleMDP, TaxiMDP
 from mf_taxi_env.bound import possible_return, stay_return
-from mf_taxi_env.render import maps_sheet
 from safe_m3_agent.figures.style import BLUE, GREEN, GREY, ORANGE, RED, clean
 from safe_m3_agent.history import History
 
@@ -83,22 +81,3 @@ def _unit(mdp: ParticleMDP) -> str | None:
     if math.isnan(most):
         return None
     return f"certified bound: {most:.2f} nats" if isinstance(mdp, TaxiMDP) else f"analytic control: {most:.2f}"
-
-
-def fleet_sheet(executed: Trajectory, rollout: FleetRollout, mdp: TaxiMDP) -> Figure:
-    """Demand, the distribution that the policy reaches in the mean field, and the taxis of a finite fleet, on one sheet.
-
-    Args:
-        executed: The policy's episode in the mean field.
-        rollout: Its episode with a finite fleet.
-        mdp: The world.
-    """
-    demand: NDArray[np.float64] = mdp.demand(mdp.horizon - 1).double().cpu().numpy()
-    reached: NDArray[np.float64] = executed.mu[-1].double().cpu().numpy()
-    m = len(rollout.positions)
-    return maps_sheet(
-        [("Demand", demand), (f"Fleet in the mean field, step {mdp.horizon}", reached)],
-        mdp.scenario.box,
-        points=(f"{m:,} taxis, step {mdp.horizon}", rollout.positions.double().cpu().numpy()),
-        title=f"{mdp.scenario.name}: where passengers are, and where the policy takes the fleet",
-    )

@@ -1,0 +1,153 @@
+"""The table of a policy's episodes with finite fleets: one line per fleet size and seed, appended as they come."""
+
+from __future__ import annotations
+
+import csv
+import os
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from mf_taxi_env.atomic import replacing
+from mf_taxi_env.fleet import Resolution
+
+FLEET_FILE = "fleet.csv"
+
+
+class FleetKey(typing.NamedTuple):
+    """What an episode of a finite fleet is determined by, on one kind of device."""
+
+    policy: str
+    resolution: Resolution
+    taxis: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class FleetEpisode:
+    """One episode of a policy with a finite fleet of ``m`` taxis.
+
+    Attributes:
+        policy: Fingerprint of the policy: training goes on in the same folder, and its episodes are not to be mixed.
+        resolution: Where a taxi acts and departs from, see :class:`~mf_taxi_env.FleetSimulator`.
+        taxis: Fleet size ``m``.
+        seed: Seed of the fleet.
+        reward: Return, the sum of the world's rewards of the empirical distributions.
+        kl: KL of the fleet to the demand in nats, mean over steps.
+        entropy: Entropy at its worst step, a share of ``log K``.
+        min_margin: Smallest margin over steps and constraints; infinite where there are none.
+        corrected_margin: The same, with the margins of entropy floors raised by :func:`entropy_bias`; NaN where it is not
+            known, and the same as ``min_margin`` where there is no entropy floor.
+        violations: Steps at which a constraint was violated.
+        corrected_violations: Steps at which one was violated by the corrected margins; NaN where these are.
+        occupied: Share of the taxis that carry a passenger, mean over steps.
+        travelled_km: Repositioning, kilometres as the crow flies per taxi and step.
+        gap: Total variation to the mean field, mean over steps.
+        seconds: Duration of the simulation.
+        step_kl: KL to the demand in nats at every step.
+        step_margin: Smallest margin at every step.
+    """
+
+    policy: str
+    resolution: Resolution
+    taxis: int
+    seed: int
+    reward: float
+    kl: float
+    entropy: float
+    min_margin: float
+    corrected_margin: float
+    violations: int
+    corrected_violations: float
+    occupied: float
+    travelled_km: float
+    gap: float
+    seconds: float
+    step_kl: tuple[float, ...]
+    step_margin: tuple[float, ...]
+
+    @property
+    def key(self) -> FleetKey:
+        """What tells it from all others."""
+        return FleetKey(self.policy, self.resolution, self.taxis, self.seed)
+
+
+#: The columns with one value per episode, and their types.
+_SCALARS = {name: kind for name, kind in typing.get_type_hints(FleetEpisode).items() if name not in ("step_kl", "step_margin")}
+
+
+class FleetTable:
+    """The episodes recorded in a folder's ``fleet.csv``.
+
+    A line is written by one call at the end of the file, and reaches the disk before the next one: a kill costs what was under
+    way. A line that was cut short is dropped, and one that is there twice counts once. Two processes must not write the same
+    table at a time.
+
+    Args:
+        folder: The run's folder.
+        horizon: Steps per episode, which sets the columns.
+
+    Raises:
+        ValueError: If the file is there and is no such table, or one of another horizon.
+    """
+
+    def __init__(self, folder: Path, horizon: int) -> None:
+        self.path = folder / FLEET_FILE
+        self.horizon = horizon
+        steps = range(1, horizon + 1)
+        self.columns = [*_SCALARS, *(f"kl_{t}" for t in steps), *(f"margin_{t}" for t in steps)]
+        self._episodes = {episode.key: episode for episode in self._read()} if self.path.exists() else {}
+
+    def __contains__(self, key: FleetKey) -> bool:
+        return key in self._episodes
+
+    def episodes(self, policy: str, resolution: Resolution) -> list[FleetEpisode]:
+        """The episodes of one policy, by fleet size and seed."""
+        mine = [one for one in self._episodes.values() if (one.policy, one.resolution) == (policy, resolution)]
+        return sorted(mine, key=lambda one: one.key)
+
+    def append(self, episode: FleetEpisode) -> None:
+        """Add an episode, on disk before this returns; one that is there already changes nothing.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        if episode.key in self._episodes:
+            return
+        if not self.path.exists():
+            with replacing(self.path) as temporary:
+                temporary.write_text(",".join(self.columns) + "\n")
+        values = [value for field in astuple(episode) for value in (field if isinstance(field, tuple) else (field,))]
+        with self.path.open("rb+") as file:
+            # Behind the last whole line: what follows it is half a line of a process that was killed.
+            file.seek(file.read().rfind(b"\n") + 1)
+            file.write((",".join(map(str, values)) + "\n").encode())
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        self._episodes[episode.key] = episode
+
+    def _read(self) -> Iterable[FleetEpisode]:
+        text = self.path.read_bytes().decode(errors="replace")
+        lines = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+        if not lines or lines[0] != self.columns:
+            raise ValueError(
+                f"{self.path} is no table of fleets of {self.horizon} steps as this version writes it: move it elsewhere"
+            )
+        for number, line in enumerate(lines[1:], start=2):
+            try:
+                yield self._parsed(line)
+            except ValueError as error:
+                raise ValueError(f"{self.path}, line {number} is not readable: {error}") from error
+
+    def _parsed(self, line: Sequence[str]) -> FleetEpisode:
+        if len(line) != len(self.columns):
+            raise ValueError(f"it has {len(line)} columns in place of {len(self.columns)}")
+        parse = [kind if kind in (int, float) else str for kind in _SCALARS.values()]
+        scalars: dict[str, typing.Any] = {name: kind(text) for name, kind, text in zip(_SCALARS, parse, line, strict=False)}
+        steps = [float(text) for text in line[len(parse) :]]
+        return FleetEpisode(**scalars, step_kl=tuple(steps[: self.horizon]), step_margin=tuple(steps[self.horizon :]))
+
+
+assert [field.name for field in fields(FleetEpisode)] == [*_SCALARS, "step_kl", "step_margin"]
