@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -113,7 +114,7 @@ def fleet_report(subject: Subject, episodes: Sequence[FleetEpisode]) -> str:
         "Means over runs with 95 % intervals. return in nats; entropy (share of its maximum) and margin (nats) at the worst "
         "step of a run; kept: runs without a violation; km: repositioning per taxi and step; to mean field: total variation."
     )
-    return "\n".join([*lines, "", note, *_carries_over(subject)])
+    return "\n".join([*lines, "", *(textwrap.fill(text, 110) for text in (note, *_carries_over(subject)))])
 
 
 def _carries_over(subject: Subject) -> list[str]:

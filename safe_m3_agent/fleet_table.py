@@ -6,7 +6,7 @@ import csv
 import os
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
 from mf_taxi_env.atomic import replacing
@@ -63,7 +63,7 @@ class FleetEpisode:
     occupied: float
     travelled_km: float
     gap: float
-    seconds: float
+    seconds: float = field(compare=False)
     step_kl: tuple[float, ...]
     step_margin: tuple[float, ...]
 
@@ -118,7 +118,7 @@ class FleetTable:
         if not self.path.exists():
             with replacing(self.path) as temporary:
                 temporary.write_text(",".join(self.columns) + "\n")
-        values = [value for field in astuple(episode) for value in (field if isinstance(field, tuple) else (field,))]
+        values = [value for one in astuple(episode) for value in (one if isinstance(one, tuple) else (one,))]
         with self.path.open("rb+") as file:
             # Behind the last whole line: what follows it is half a line of a process that was killed.
             file.seek(file.read().rfind(b"\n") + 1)
@@ -150,4 +150,4 @@ class FleetTable:
         return FleetEpisode(**scalars, step_kl=tuple(steps[: self.horizon]), step_margin=tuple(steps[self.horizon :]))
 
 
-assert [field.name for field in fields(FleetEpisode)] == [*_SCALARS, "step_kl", "step_margin"]
+assert [one.name for one in fields(FleetEpisode)] == [*_SCALARS, "step_kl", "step_margin"]

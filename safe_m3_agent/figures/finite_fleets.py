@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from mf_taxi_env import TaxiMDP
@@ -37,7 +37,7 @@ from safe_m3_agent.fleet_table import FleetEpisode
 #: Most fleet sizes of figure 7.
 MOST_SIZES = 3
 #: Scores that the second axis of figure 6a names, where they are in sight.
-SCORES = (-4.0, 0.0, 0.5, 0.8, 0.9, 1.0)
+SCORES = (0.0, 0.5, 0.8, 0.9, 1.0)
 
 
 class FleetCurve(NamedTuple):
@@ -70,16 +70,16 @@ def fleet_sizes(curves: Sequence[FleetCurve], title: str) -> Drawing:
             "markersize": 6,
             "linewidth": 2,
         }
-        panels[0].plot(sizes, [size.kl.mean for size in mine], **style, label=curve.label)
+        told = "" if fewest is None else f": certificate carries over from {fewest:,} taxis on"
+        panels[0].plot(sizes, [size.kl.mean for size in mine], **style, label=curve.label + told)
         _band(panels[0], sizes, [size.kl for size in mine], line.color)
         panels[0].axhline(limit, color=line.color, linewidth=1.2, alpha=0.8)
         if world.constraints:
-            panels[1].plot(sizes, [size.kept.mean for size in mine], **style, label="as they are")
-            _band(panels[1], sizes, [size.kept for size in mine], line.color)
+            _shares(panels[1], sizes, [size.kept for size in mine], **style)
             known = [size for size in mine if not math.isnan(size.corrected.mean)]
-            panels[1].plot(
-                [size.taxis for size in known], [size.corrected.mean for size in known], color=line.color, linestyle="",
-                marker=line.marker, markersize=10, fillstyle="none", label="corrected for finite samples",
+            _shares(
+                panels[1], [size.taxis for size in known], [size.corrected for size in known], color=line.color, linestyle="",
+                marker=line.marker, markersize=11, fillstyle="none",
             )  # fmt: skip
             if fewest is not None:
                 panels[1].axvline(fewest, color=line.color, linestyle=line.style, linewidth=1.2, alpha=0.8)
@@ -89,10 +89,13 @@ def fleet_sizes(curves: Sequence[FleetCurve], title: str) -> Drawing:
         ]
     _objective_axis(panels[0], world)
     if world.constraints:
-        _kept_axis(panels[1], [_fewest(curve) for curve in curves])
+        panels[1].set_ylim(-0.04, 1.04)
+        panels[1].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        panels[1].set_ylabel("runs without a violation")
     for axes in panels:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(numticks=12))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
         clean(axes)
     panels[0].set_title(title, loc="left", fontsize="medium", parse_math=False)
@@ -163,10 +166,15 @@ def _band(axes: Axes, sizes: Sequence[int], values: Sequence[Estimate], color: s
     axes.fill_between(sizes, low, high, color=color, alpha=0.18, linewidth=0)
 
 
+def _shares(axes: Axes, sizes: Sequence[int], values: Sequence[Estimate], **style: Any) -> None:
+    ends = [[max(one.mean - one.low, 0.0) for one in values], [max(one.high - one.mean, 0.0) for one in values]]
+    axes.errorbar(sizes, [one.mean for one in values], ends, **style, elinewidth=1.2, capsize=3, clip_on=False)
+
+
 def _objective_axis(axes: Axes, world: TaxiMDP) -> None:
     """Divergence on a logarithmic axis, and on the right the scores that it stands for."""
     logarithmic(axes)
-    axes.set_ylabel("KL to the demand, minus the return per step\n(nats, mean over steps)")
+    axes.set_ylabel("KL to the demand, nats\n(minus the return, divided by the steps)")
     bound, stay = certified_return(world), -float(staying_put(world).returns) / world.horizon
     axes.axhline(stay, color=GREY, linestyle=":", linewidth=1.2)
     edge: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 9, "ha": "right"}
@@ -177,7 +185,7 @@ def _objective_axis(axes: Axes, world: TaxiMDP) -> None:
     axes.axhline(best, color=GREEN, linestyle="--", linewidth=1.2)
     axes.annotate("certified bound, mean field", (0.99, best), xytext=(0, -4), va="top", color=GREEN, **edge)
     low, high = axes.get_ylim()
-    low = min(low, 0.75 * best)
+    low = min(low, 0.6 * best)
     axes.set_ylim(low, high)
     at = {score: stay + score * (best - stay) for score in SCORES}
     shown = {score: value for score, value in at.items() if low < value < high}
@@ -189,28 +197,20 @@ def _objective_axis(axes: Axes, world: TaxiMDP) -> None:
     right.spines["right"].set_visible(False)
 
 
-def _kept_axis(axes: Axes, fewest: Sequence[int | None]) -> None:
-    axes.set_ylim(-0.04, 1.08)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_ylabel("runs without a violation")
-    if any(fewest):
-        axes.set_title("Vertical: from there on the certificate carries over", loc="right", fontsize=9, color=GREY)
-
-
 def _described(curves: Sequence[FleetCurve], *, constrained: bool) -> str:
-    most = max(len(curve.policies) for curve in curves)
-    band = (
-        "Lines: mean over runs of one policy, bands: its 95 % interval"
-        if most == 1
-        else "Lines: interquartile mean over policies of different training seeds, bands: its 95 % bootstrap interval"
+    alone = all(len(curve.policies) == 1 for curve in curves)
+    line = (
+        "Lines: mean over runs of one policy, with its 95 % interval"
+        if alone
+        else "Lines: interquartile mean over policies of different training seeds, with its 95 % bootstrap interval"
     )
     kept = (
-        " Below: small marks as the fleets are, large open ones with margins of entropy floors raised by (K - 1) / (2 m), "
-        "known from K taxis on."
-        if constrained
-        else ""
+        " Below: full marks as the fleets are, open ones with margins of entropy floors raised by "
+        "(K\u00a0-\u00a01)\u00a0/\u00a0(2\u00a0m), known from "
+        "K taxis on; the certificate carries over right of the vertical line."
     )
-    return f"{band}. Horizontal lines: the policy in the mean field. Cells without a taxi count with a mass of 1e-30.{kept}"
+    limits = "Horizontal lines: the policy in the mean field. Cells without a taxi count with a mass of 1e-30."
+    return f"{line}. {limits}{kept * constrained}"
 
 
 # -- along the episode ----------------------------------------------------------------------------------------------------
@@ -285,7 +285,6 @@ def _row(values: NDArray[np.float64], ends: NDArray[np.float64], step: int) -> l
 
 
 def _telling_sizes(episodes: Sequence[FleetEpisode], cells: int) -> list[int]:
-    """The smallest, the middle and the largest fleet of at least one taxi per cell; the largest of all where there is none."""
+    """The smallest fleets of at least one taxi per cell, for larger ones cannot be told from the mean field; or the largest."""
     sizes = sorted({one.taxis for one in episodes})
-    enough = [size for size in sizes if size >= cells] or sizes[-1:]
-    return enough if len(enough) <= MOST_SIZES else [enough[0], enough[len(enough) // 2], enough[-1]]
+    return ([size for size in sizes if size >= cells] or sizes[-1:])[:MOST_SIZES]
