@@ -28,9 +28,9 @@ class Estimate(NamedTuple):
 
 
 def mean_of(values: Sequence[float]) -> Estimate:
-    """The mean with Student's interval, which a single value has not."""
+    """The mean with Student's interval, which a single value has not, nor have infinite ones."""
     mean, spread = float(np.mean(values)), math.nan
-    if len(values) > 1:
+    if len(values) > 1 and math.isfinite(mean):
         deviation = float(np.std(values, ddof=1)) / math.sqrt(len(values))
         spread = deviation * float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
     return Estimate(mean, mean - spread, mean + spread)

@@ -25,7 +25,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib import image
 
-from mf_taxi_env import EntropyFloor, TaxiMDP, certified_bound, score
+from mf_taxi_env import EntropyFloor, FleetSimulator, TaxiMDP, certified_bound, score
 from mf_taxi_env.information import entropy_fraction, kl_divergence
 from safe_m3_agent import History, SafeM3UCRL
 from safe_m3_agent.cli import main
@@ -34,6 +34,7 @@ from safe_m3_agent.figures.judged import frontier
 from safe_m3_agent.figures.paper import paper_figures
 from safe_m3_agent.figures.recorded import Group, RecordedRun, read_groups, with_floor
 from safe_m3_agent.figures.seeds import interquartile_mean, summary
+from safe_m3_agent.fleet_table import FLEET_FILE
 from safe_m3_agent.run import HISTORY_FILE
 
 #: Among the settings that a printed command has to repeat are a bool, a tuple and nested numbers.
@@ -42,7 +43,9 @@ SMALL = [
     *("--ensemble.members", "3", "--ensemble.hidden", "4", "4", "--ensemble.steps", "6"),
     *("--certificate.restarts", "2", "--certificate.steps", "1"),
 ]
-ALL = ("2", "3a", "3b", "4", "5a", "5b")
+OF_LEARNING = ("2", "3a", "3b", "4", "5a", "5b")
+OF_FLEETS = ("6a", "6b", "7")
+ALL = (*OF_LEARNING, *OF_FLEETS)
 EPISODES, HORIZON = 3, 3
 
 Runs = dict[str, Path]
@@ -58,7 +61,7 @@ def train(out: Path, *options: str, floor: float = 0.8) -> Path:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """All runs that the figures need, two seeds of the first."""
     folder = tmp_path_factory.mktemp("runs")
-    return {
+    found = {
         "safe": train(folder / "safe-0"),
         "safe again": train(folder / "safe-1", "--seed", "1"),
         "known": train(folder / "known", "--model", "known", "--anew", "3"),  # of no meaning there
@@ -67,6 +70,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         "five": train(folder / "five", "--representative-agents", "5"),
         "ten": train(folder / "ten", "--representative-agents", "10"),
     }
+    evaluated = [str(found[name]) for name in ("safe", "safe again", "known")]
+    main(["fleet", *evaluated, "--taxis", "10", "100", "1000", "--runs", "3", "--workers", "1"])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +234,55 @@ def test_sparse_trips_give_the_same_rows(runs: Runs) -> None:
         assert np.allclose(trips_from(world, cell), trips_from(dense, cell), atol=1e-7)
 
 
+def test_fleets_are_those_of_the_tables(drawn: Path, runs: Runs) -> None:
+    """Figure 6a: mean divergence per size, over two policies and of one, the mean field's, and from where it carries over."""
+    rows = table(drawn / "figure_6a.csv")
+    assert [(row["curve"], int(row["taxis"])) for row in rows] == [
+        (curve, size) for curve in ("motion unknown, 1 representative taxi", "motion known") for size in (10, 100, 1000)
+    ]
+    known = table(runs["known"] / FLEET_FILE)
+    both = [table(runs[name] / FLEET_FILE) for name in ("safe", "safe again")]
+    for row in rows:
+        tables = [known] if row["curve"] == "motion known" else both
+        means = [np.mean([-float(one["reward"]) for one in part if one["taxis"] == row["taxis"]]) / HORIZON for part in tables]
+        assert float(row["kl"]) == pytest.approx(np.mean(means))
+        assert int(row["policies"]) == len(tables) and int(row["runs"]) == 3 * len(tables)
+        kept = [np.mean([one["violations"] == "0" for one in part if one["taxis"] == row["taxis"]]) for part in tables]
+        assert float(row["kept"]) == pytest.approx(np.mean(kept))
+        assert math.isnan(float(row["kept_corrected"])) == (row["taxis"] == "10")
+    agent = SafeM3UCRL.load(runs["known"])
+    with torch.no_grad():
+        executed = agent.mdp.rollout(agent.policy)
+    assert float(rows[-1]["kl_mean_field"]) == pytest.approx(-float(executed.returns) / HORIZON, rel=1e-5)
+    assert int(rows[-1]["certificate_from_taxis"]) == max(25, math.ceil(12 / float(executed.worst_margin)))
+
+
+def test_taxis_on_the_map_are_a_recorded_fleet(drawn: Path, runs: Runs) -> None:
+    """Figure 6b: demand, mean field and the largest fleet, cell by cell."""
+    rows = table(drawn / "figure_6b.csv")
+    group = Group([RecordedRun.read(runs["safe"]), RecordedRun.read(runs["safe again"])])
+    agent = group.middle.agent
+    rollout = FleetSimulator(agent.mdp, 1000, seed=0).rollout(agent.policy)  # type: ignore[arg-type]
+    assert [float(row["1000 taxis"]) for row in rows] == pytest.approx(rollout.distributions[-1].tolist())
+    assert [float(row["mean field"]) for row in rows] == pytest.approx(last_fleets(group.middle.folder)[-1].tolist(), abs=1e-7)
+
+
+def test_finite_episodes_are_those_of_the_tables(drawn: Path, runs: Runs) -> None:
+    """Figure 7: every step's divergence, margin and violations, of fleets with at least a taxi per cell."""
+    rows = table(drawn / "figure_7.csv")
+    middle = Group([RecordedRun.read(runs["safe"]), RecordedRun.read(runs["safe again"])]).middle
+    recorded = table(middle.folder / FLEET_FILE)
+    assert [(row["taxis"], row["step"]) for row in rows] == [(size, str(t)) for size in ("100", "1000") for t in (1, 2, 3)]
+    for row in rows:
+        same = [one for one in recorded if one["taxis"] == row["taxis"]]
+        margins = [float(one[f"margin_{row['step']}"]) for one in same]
+        assert float(row["margin"]) == pytest.approx(np.mean(margins))
+        assert float(row["kl"]) == pytest.approx(np.mean([float(one[f"kl_{row['step']}"]) for one in same]))
+        assert int(row["runs_violating"]) == sum(margin < 0 for margin in margins)
+        shares = entropy_fraction(last_fleets(middle.folder)[int(row["step"])])
+        assert float(row["margin_mean_field"]) == pytest.approx((float(shares) - 0.8) * math.log(25), abs=1e-4)
+
+
 # -- what is missing ----------------------------------------------------------------------------------------------------------
 
 
@@ -239,11 +294,12 @@ def commands(report: str) -> list[list[str]]:
 def test_missing_runs_are_named_and_their_commands_make_them(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With one run, 3a, 3b, 5a and 5b say what they lack; the very commands they print make the runs that they need."""
+    """With one run, all but 2 and 4 say what they lack; the very commands they print make the runs that they need."""
     only = tmp_path / "only"
     shutil.copytree(runs["safe"], only)
+    (only / FLEET_FILE).unlink()
     report = paper_figures([only], tmp_path / "out")
-    for name in ("3a", "3b", "5a", "5b"):
+    for name in ("3a", "3b", "5a", "5b", *OF_FLEETS):
         assert f"figure {name}: not drawn, runs are missing" in report
         assert not list((tmp_path / "out").glob(f"figure_{name}*"))
     for name in ("2", "4"):
@@ -259,8 +315,13 @@ def test_missing_runs_are_named_and_their_commands_make_them(
     for folder in made:  # nothing but what was to be changed is changed
         other = json.loads((folder / "run.json").read_text())["config"]
         assert len([name for name in config if config[name] != other[name]]) <= 1
-    report = paper_figures([only, *made], tmp_path / "out")
+    sizes = "--taxis 10 100 1000 10000 100000 1000000 --runs 100"
+    assert report.count(f"safe-m3 fleet {only} {sizes}") == len(OF_FLEETS)
+    report = paper_figures([only, *made], tmp_path / "out", only=OF_LEARNING)
     assert "not drawn" not in report
+    main(["fleet", str(only), "--taxis", "10", "100", "--runs", "2", "--workers", "1"])
+    report = paper_figures([only], tmp_path / "out", only=OF_FLEETS)
+    assert "not drawn" not in report and "missing for a fuller picture" in report  # the known motion
     assert all(is_a_picture(tmp_path / "out" / f"figure_{name}.png") for name in ALL)
 
 

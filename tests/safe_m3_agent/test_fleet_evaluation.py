@@ -1,0 +1,338 @@
+"""Finite fleets of a trained policy: what is recorded is what the simulator gives, once each, wherever it ran."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("tyro")
+pytest.importorskip("matplotlib")
+
+from mf_taxi_env import EntropyFloor, FleetSimulator, TaxiMDP
+from mf_taxi_env.information import entropy
+from mf_taxi_env.safety import Constraint, RegionCapacity
+from safe_m3_agent.cli import main
+from safe_m3_agent.fleet_evaluation import (
+    Subject,
+    entropy_bias,
+    evaluate_fleets,
+    fingerprint,
+    recorded_fleets,
+    taxis_for_certificate,
+)
+from safe_m3_agent.fleet_summary import fleet_report, mean_of, share_of, summarized
+from safe_m3_agent.fleet_table import FLEET_FILE, FleetTable
+from safe_m3_agent.jobs import JobsError
+from safe_m3_agent.policy import FieldPolicy
+
+SIZES, RUNS = (7, 60, 500), 3
+Make = Callable[..., TaxiMDP]
+
+
+class Roaming(FieldPolicy):
+    """A little towards the centre."""
+
+    def __init__(self, world: TaxiMDP) -> None:
+        super().__init__(world)
+        with torch.no_grad():
+            self.logits.copy_(0.2 * (0.5 - world.centers))
+
+
+class Failing(Roaming):
+    """Not with seven taxis: whole sevenths of the fleet are more than it can bear."""
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        if bool(((7 * mu).round() - 7 * mu).abs().max() < 1e-5):
+            raise ArithmeticError("sevenths")
+        return super().field(mu, t)
+
+
+class Fatal(Roaming):
+    """Takes the first worker along that asks it."""
+
+    def __init__(self, world: TaxiMDP, marker: Path) -> None:
+        super().__init__(world)
+        self.marker, self.parent = marker, os.getpid()
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        if os.getpid() != self.parent and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().field(mu, t)
+
+
+def lines(folder: Path) -> list[list[str]]:
+    """The table on disk without durations and fingerprints, sorted: the order in which episodes end is chance."""
+    with (folder / FLEET_FILE).open(newline="") as file:
+        return sorted(
+            [value for name, value in row.items() if name not in ("seconds", "policy")] for row in csv.DictReader(file)
+        )
+
+
+@pytest.fixture(scope="module")
+def world(make_world: Make) -> TaxiMDP:
+    """Three steps on 5 x 5 cells."""
+    return make_world()
+
+
+@pytest.fixture(scope="module")
+def alone(world: TaxiMDP, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all episodes, from this process."""
+    folder = tmp_path_factory.mktemp("alone")
+    evaluate_fleets({str(folder): Subject.of(world, Roaming(world))}, SIZES, RUNS, workers=1)
+    return folder
+
+
+def test_a_line_is_what_the_simulator_gives(world: TaxiMDP, alone: Path) -> None:
+    """Every number of an episode is recomputed from a fleet with the recorded size and seed."""
+    policy = Roaming(world)
+    subject = Subject.of(world, policy)
+    recorded = recorded_fleets(alone, subject, "cell")
+    assert [(one.taxis, one.seed) for one in recorded] == [(size, seed) for size in SIZES for seed in range(RUNS)]
+    for one in recorded:
+        rollout = FleetSimulator(world, one.taxis, seed=one.seed).rollout(policy)
+        fleets, floor = rollout.distributions[1:], 0.8 * math.log(25)
+        margins = (entropy(fleets) - floor).tolist()
+        demand = world.demand(0)
+        kl = [float((demand * (demand / mu.clamp_min(1e-30)).log()).sum()) for mu in fleets]
+        assert one.step_margin == pytest.approx(margins, abs=1e-5) and one.min_margin == min(one.step_margin)
+        assert one.step_kl == pytest.approx(kl, rel=1e-4, abs=1e-5) and one.kl == pytest.approx(sum(kl) / 3, rel=1e-4)
+        assert one.reward == pytest.approx(-sum(kl), rel=1e-4)  # this world pays for where the fleet arrives
+        assert one.entropy == pytest.approx(float(entropy(fleets).min()) / math.log(25), abs=1e-5)
+        assert one.violations == sum(margin < 0 for margin in margins)
+        assert one.occupied == pytest.approx(float(rollout.occupied.mean()))
+        assert one.travelled_km == pytest.approx(float(rollout.travelled_km.mean())) and one.travelled_km > 0
+        gaps = 0.5 * (fleets - subject.executed.mu[1:]).abs().sum(-1)
+        assert one.gap == pytest.approx(float(gaps.mean()))
+        if one.taxis < 25:
+            assert math.isnan(one.corrected_margin) and math.isnan(one.corrected_violations)
+        else:
+            bias = 24 / (2 * one.taxis)
+            assert one.corrected_margin == pytest.approx(min(margins) + bias, abs=1e-5)
+            assert one.corrected_violations == sum(margin + bias < 0 for margin in margins)
+
+
+def test_where_episodes_run_changes_nothing(world: TaxiMDP, alone: Path, tmp_path: Path) -> None:
+    """Two processes write the table that one writes."""
+    evaluate_fleets({str(tmp_path): Subject.of(world, Roaming(world))}, SIZES, RUNS, workers=2)
+    assert lines(tmp_path) == lines(alone) and len(lines(alone)) == len(SIZES) * RUNS
+
+
+def test_a_killed_ray_worker_changes_nothing(world: TaxiMDP, alone: Path, tmp_path: Path) -> None:
+    """A local cluster of two workers, of which one is killed in the middle of an episode, gives the table of one process."""
+    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    marker = tmp_path / "killed"
+    evaluate_fleets({str(tmp_path): Subject.of(world, Fatal(world, marker))}, SIZES, RUNS, workers=2, ray="local")
+    assert marker.exists()
+    assert lines(tmp_path) == lines(alone)
+    assert not ray.is_initialized()  # the cluster ends with the evaluation
+
+
+def test_a_second_call_does_what_is_missing(world: TaxiMDP, alone: Path, tmp_path: Path) -> None:
+    """What is recorded stays as it is, more sizes and runs are added, and half a line is dropped."""
+    subject = {str(tmp_path): Subject.of(world, Roaming(world))}
+    seen: list[int] = []
+    evaluate_fleets(subject, SIZES[:2], 2, workers=1)
+    before = (tmp_path / FLEET_FILE).read_bytes()
+    evaluate_fleets(subject, SIZES[:2], 2, workers=1, progress=seen.append)
+    assert (tmp_path / FLEET_FILE).read_bytes() == before and sorted(seen) == [7, 7, 60, 60]
+    whole, _, last = before.rstrip(b"\n").rpartition(b"\n")
+    (tmp_path / FLEET_FILE).write_bytes(whole + b"\n" + last[:-3])  # as a kill leaves it
+    evaluate_fleets(subject, SIZES, RUNS, workers=1)
+    assert (tmp_path / FLEET_FILE).read_bytes().startswith(whole + b"\n")
+    assert lines(tmp_path) == lines(alone)
+
+
+def test_a_line_that_is_there_twice_counts_once(world: TaxiMDP, alone: Path, tmp_path: Path) -> None:
+    """As two calls at a time would leave it."""
+    text = (alone / FLEET_FILE).read_text()
+    (tmp_path / FLEET_FILE).write_text(text + text.splitlines(keepends=True)[-1])
+    assert len(recorded_fleets(tmp_path, Subject.of(world, Roaming(world)), "cell")) == len(SIZES) * RUNS
+
+
+def test_another_policy_starts_anew(world: TaxiMDP, alone: Path, tmp_path: Path) -> None:
+    """Training goes on in the folder: the episodes of the policy before do not count for the one after; nor resolutions."""
+    shutil.copy(alone / FLEET_FILE, tmp_path)
+    stay = Subject.of(world, FieldPolicy(world))
+    assert fingerprint(stay.policy) != fingerprint(Roaming(world))
+    assert not recorded_fleets(tmp_path, stay, "cell")
+    evaluate_fleets({str(tmp_path): stay}, [7], 2, workers=1)
+    evaluate_fleets({str(tmp_path): stay}, [7], 1, workers=1, resolution="continuous")
+    assert [one.travelled_km for one in recorded_fleets(tmp_path, stay, "cell")] == [0.0, 0.0]
+    assert len(recorded_fleets(tmp_path, stay, "continuous")) == 1
+    assert len(recorded_fleets(tmp_path, Subject.of(world, Roaming(world)), "cell")) == len(SIZES) * RUNS
+
+
+def test_one_failure_loses_no_other_episode(world: TaxiMDP, alone: Path, tmp_path: Path) -> None:
+    """Fleets of seven fail, with their size and seed told; the others are recorded, and only those of seven are missing."""
+    with pytest.raises(JobsError, match=rf"3 jobs failed: .*{tmp_path.name}', 7, 0\): ArithmeticError: sevenths"):
+        evaluate_fleets({str(tmp_path): Subject.of(world, Failing(world))}, SIZES, RUNS, workers=1)
+    assert lines(tmp_path) == [line for line in lines(alone) if line[1] != "7"]
+
+
+def test_only_entropy_floors_are_corrected(make_world: Make, tmp_path: Path) -> None:
+    """A cap on a region has no known correction: its margin counts as it is, whatever is known of the floor."""
+    corner = [0, 1, 5, 6]
+    tight: list[Constraint] = [EntropyFloor(0.3), RegionCapacity(corner, 0.01)]
+    world = make_world(constraints=tight)
+    subject = Subject.of(world, Roaming(world))
+    evaluate_fleets({str(tmp_path): subject}, [500], 2, workers=1)
+    for one in recorded_fleets(tmp_path, subject, "cell"):
+        assert one.min_margin < 0 and one.corrected_margin == one.min_margin
+        assert one.corrected_violations == one.violations == 3
+    loose = make_world(constraints=[RegionCapacity(corner, 0.9)])
+    subject, folder = Subject.of(loose, Roaming(loose)), tmp_path / "loose"
+    folder.mkdir()
+    evaluate_fleets({str(folder): subject}, [500], 2, workers=1)
+    told = fleet_report(subject, recorded_fleets(folder, subject, "cell"))
+    assert "no finite-sample correction is known" in told
+
+
+def test_a_world_without_constraints(make_world: Make, tmp_path: Path) -> None:
+    """Nothing to keep: infinite margins, no violations, and a table that says so."""
+    world = make_world(constraints=[])
+    subject = Subject.of(world, Roaming(world))
+    evaluate_fleets({str(tmp_path): subject}, [7, 60], 2, workers=1)
+    recorded = recorded_fleets(tmp_path, subject, "cell")
+    assert all(one.min_margin == math.inf and one.violations == 0 for one in recorded)
+    assert "mean field" in fleet_report(subject, recorded)
+
+
+# -- what they say together -----------------------------------------------------------------------------------------------
+
+
+def test_the_certificate_carries_over_from_the_right_size(world: TaxiMDP, alone: Path) -> None:
+    """There the shortfall is within the margin, and with one taxi less it is not."""
+    subject = Subject.of(world, Roaming(world))
+    margin = float(subject.executed.worst_margin)
+    for cells, some in ((25, margin), (625, 0.03), (625, 1e-4)):
+        fewest = taxis_for_certificate(cells, some)
+        assert fewest is not None and entropy_bias(cells, fewest) <= some
+        assert fewest == cells or entropy_bias(cells, fewest - 1) > some
+    assert taxis_for_certificate(625, 0.03) == 10_400
+    assert taxis_for_certificate(625, 0.0) is None and math.isnan(entropy_bias(625, 624))
+    fewest = taxis_for_certificate(25, margin)
+    report = fleet_report(subject, recorded_fleets(alone, subject, "cell"))
+    assert f"carries over from {fewest:,} taxis on" in re.sub(r"\s+", " ", report)
+
+
+def test_the_shortfall_is_that_of_samples() -> None:
+    """Twenty draws per cell: the mean entropy of 2,000 samples is off by (K - 1) / (2 m), to a tenth of that."""
+    cells, taxis = 25, 500
+    draws = torch.distributions.Multinomial(taxis, torch.ones(cells, dtype=torch.float64))
+    torch.manual_seed(0)
+    short = math.log(cells) - float(entropy(draws.sample((2000,)) / taxis).mean())
+    assert short == pytest.approx(entropy_bias(cells, taxis), rel=0.1)
+
+
+def test_summaries_are_means_with_intervals(world: TaxiMDP, alone: Path) -> None:
+    """Per size; the table for a person has a line for each, and the mean field's."""
+    subject = Subject.of(world, Roaming(world))
+    recorded = recorded_fleets(alone, subject, "cell")
+    found = summarized(recorded)
+    assert [(size.taxis, size.runs) for size in found] == [(size, RUNS) for size in SIZES]
+    for size in found:
+        rewards = [one.reward for one in recorded if one.taxis == size.taxis]
+        assert size.reward == mean_of(rewards)
+        assert size.reward.mean == pytest.approx(sum(rewards) / RUNS)
+        assert size.reward.low < size.reward.mean < size.reward.high
+        assert math.isnan(size.kept_corrected.mean) == (size.taxis < 25)
+    table = [re.split(r"\s{2,}", line.strip()) for line in fleet_report(subject, recorded).splitlines()]
+    assert [row[0] for row in table[:5]] == ["taxis", "7", "60", "500", "mean field"]
+
+
+def test_intervals_are_those_of_the_textbook() -> None:
+    """Student's for a mean, Wilson's for a share; one value has no interval."""
+    assert mean_of([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2.0 - 2.4841, 2.0 + 2.4841), abs=1e-3)
+    assert mean_of([5.0]).mean == 5.0 and math.isnan(mean_of([5.0]).low)
+    assert share_of([True] * 10) == pytest.approx((1.0, 0.7225, 1.0), abs=1e-3)
+
+
+# -- from the shell -------------------------------------------------------------------------------------------------------
+
+SMALL = [
+    *("--cells", "5", "--horizon", "3", "--noise-std", "0.1", "--entropy-floor", "0.8", "--model", "known"),
+    *("--bptt.epochs", "4", "--episodes", "1"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    main(["train", *SMALL, "--out", str(folder)])
+    return folder
+
+
+def test_resume_after_a_kill(run: Path, tmp_path: Path) -> None:
+    """Killed between two episodes, or within one: the same command completes the table, and nothing is there twice."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for folder in (killed, whole):
+        shutil.copytree(run, folder)
+    options = ["--taxis", "50", "20000", "--runs", "40", "--workers", "1"]
+    command = [sys.executable, "-m", "safe_m3_agent.cli", "fleet", str(killed), *options]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if (killed / FLEET_FILE).exists() and len((killed / FLEET_FILE).read_bytes().splitlines()) > 10:
+                break
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    done = len(FleetTable(killed, 3)._episodes)
+    assert 10 <= done < 80
+    for folder in (killed, whole):
+        main(["fleet", str(folder), *options])
+    assert lines(killed) == lines(whole) and len(lines(killed)) == 80
+
+
+def test_several_runs_and_sizes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One table and one set of pictures per run; a second call reads what is there."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        shutil.copytree(run, folder)
+    main(["fleet", *map(str, folders), "--taxis", "10", "100", "--runs", "2", "--workers", "1", "--seed", "5"])
+    shown = capsys.readouterr().out
+    for folder in folders:
+        assert str(folder / FLEET_FILE) in shown
+        for name in ("fleet_100", "fleet_episode", "fleet_sizes"):
+            assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+            assert (folder / "figures" / f"{name}.csv").exists()
+        assert [line[1:3] for line in lines(folder)] == [["10", "5"], ["10", "6"], ["100", "5"], ["100", "6"]]
+    assert lines(folders[0]) == lines(folders[1])
+
+
+def test_mistakes_are_explained(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, status 2; a table of another program is neither read nor overwritten."""
+
+    def refusal(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main(["fleet", *arguments])
+        assert caught.value.code == 2
+        return capsys.readouterr().err
+
+    assert "taxis must be an integer >= 1, got 0" in refusal(str(run), "--taxis", "0")
+    assert "runs must be an integer >= 1, got 0" in refusal(str(run), "--runs", "0")
+    assert "workers must be an integer >= 1, got 0" in refusal(str(run), "--workers", "0")
+    assert "none twice" in refusal(str(run), str(run))
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    (other / FLEET_FILE).write_text("a,b\n1,2\n")
+    assert "move it elsewhere" in refusal(str(other), "--taxis", "10")
+    assert (other / FLEET_FILE).read_text() == "a,b\n1,2\n"
