@@ -15,6 +15,7 @@ import pytest
 from mf_taxi_env import EntropyFloor, TaxiMDP, load_scenario
 from mf_taxi_env import cli as city_cli
 from safe_m3_agent import Config, SafeM3UCRL, cli
+from safe_m3_agent.fleet_table import FleetEpisode
 from safe_m3_agent.history import Episode
 from safe_m3_agent.planners.ddpg_config import DDPGConfig
 
@@ -107,6 +108,14 @@ def test_every_setting_is_documented_with_its_default() -> None:
         documented |= rows(page.read_text())
     for name, default in settings(Config()):
         assert documented.get(name) == f"`{default}`", f"{name}: no page on the agent says that its default is {default}"
+
+
+def test_every_column_of_a_fleet_is_defined() -> None:
+    """The page on finite fleets names what is recorded of every episode; the two columns per step by their first."""
+    text = (ROOT / "docs" / "evaluate_fleet.md").read_text().split("## The table")[1].split("## ")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", text, re.MULTILINE))))
+    columns = {field.name for field in dataclasses.fields(FleetEpisode)} - {"step_kl", "step_margin"}
+    assert named == columns | {"kl_1", "margin_1"}
 
 
 def test_every_metric_is_defined() -> None:

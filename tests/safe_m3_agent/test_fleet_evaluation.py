@@ -34,7 +34,7 @@ from safe_m3_agent.fleet_evaluation import (
     taxis_for_certificate,
 )
 from safe_m3_agent.fleet_summary import fleet_report, mean_of, share_of, summarized
-from safe_m3_agent.fleet_table import FLEET_FILE, FleetTable
+from safe_m3_agent.fleet_table import FLEET_FILE
 from safe_m3_agent.jobs import JobsError
 from safe_m3_agent.policy import FieldPolicy
 
@@ -277,29 +277,37 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_resume_after_a_kill(run: Path, tmp_path: Path) -> None:
-    """Killed between two episodes, or within one: the same command completes the table, and nothing is there twice."""
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for folder in (killed, whole):
+@pytest.mark.parametrize(("workers", "stop"), [(1, signal.SIGKILL), (2, signal.SIGINT)], ids=["kill", "ctrl-c"])
+def test_resume(run: Path, tmp_path: Path, workers: int, stop: signal.Signals) -> None:
+    """Killed, or stopped by Ctrl-C with its workers: the same command completes the table, and nothing is there twice."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    for folder in (stopped, whole):
         shutil.copytree(run, folder)
-    options = ["--taxis", "50", "20000", "--runs", "40", "--workers", "1"]
-    command = [sys.executable, "-m", "safe_m3_agent.cli", "fleet", str(killed), *options]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    options = ["--taxis", "50", "20000", "--runs", "40"]
+    command = [sys.executable, "-m", "safe_m3_agent.cli", "fleet", str(stopped), *options, "--workers", str(workers)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # A session of its own: Ctrl-C reaches all processes of a terminal's, and is not to reach this one.
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
-            if (killed / FLEET_FILE).exists() and len((killed / FLEET_FILE).read_bytes().splitlines()) > 10:
+            if (stopped / FLEET_FILE).exists() and len((stopped / FLEET_FILE).read_bytes().splitlines()) > 10:
                 break
             time.sleep(0.01)
+        os.killpg(process.pid, stop)
+        error = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    done = len(FleetTable(killed, 3)._episodes)
-    assert 10 <= done < 80
-    for folder in (killed, whole):
-        main(["fleet", str(folder), *options])
-    assert lines(killed) == lines(whole) and len(lines(killed)) == 80
+    assert process.returncode == (-signal.SIGKILL if stop == signal.SIGKILL else 1)
+    assert "Traceback" not in error and ("the same command goes on" in error) == (stop == signal.SIGINT)
+    text = (stopped / FLEET_FILE).read_text()
+    assert 10 <= text.count("\n") - 1 < 80
+    for folder in (stopped, whole):
+        main(["fleet", str(folder), *options, "--workers", "1"])
+    assert (stopped / FLEET_FILE).read_text().startswith(text[: text.rfind("\n") + 1])
+    assert lines(stopped) == lines(whole) and len(lines(stopped)) == 80
 
 
 def test_several_runs_and_sizes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
