@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ from safe_m3_agent.fleet_table import FleetEpisode
 
 #: Share of repetitions in which an interval holds what it is of.
 CONFIDENCE = 0.95
+#: Share of the runs without a violation that counts as safe in a statement about fleet sizes.
+OFTEN = 0.95
 
 
 class Estimate(NamedTuple):
@@ -98,7 +100,8 @@ def fleet_report(subject: Subject, episodes: Sequence[FleetEpisode]) -> str:
     constrained = len(world.constraints) > 0
     head = ["taxis", "runs", "return", "entropy", "margin", "kept", "corrected", "occupied", "km", "to mean field"]
     rows = [head]
-    for size in summarized(episodes):
+    sizes = summarized(episodes)
+    for size in sizes:
         numbers = [_told(size.reward, 3), f"{size.entropy.mean:.4f}"]
         safety = [_told(size.min_margin, 4), _percent(size.kept), _percent(size.kept_corrected)] if constrained else ["-"] * 3
         rest = [f"{100 * size.occupied.mean:.1f} %", f"{size.travelled_km.mean:.3f}", _told(size.gap, 4)]
@@ -114,7 +117,9 @@ def fleet_report(subject: Subject, episodes: Sequence[FleetEpisode]) -> str:
         "Means over runs with 95 % intervals. return in nats; entropy (share of its maximum) and margin (nats) at the worst "
         "step of a run; kept: runs without a violation; km: repositioning per taxi and step; to mean field: total variation."
     )
-    return "\n".join([*lines, "", *(textwrap.fill(text, 110) for text in (note, *_carries_over(subject)))])
+    return "\n".join(
+        [*lines, "", *(textwrap.fill(text, 110) for text in (note, *_carries_over(subject), *_measured(sizes, constrained)))]
+    )
 
 
 def _carries_over(subject: Subject) -> list[str]:
@@ -132,9 +137,31 @@ def _carries_over(subject: Subject) -> list[str]:
     bias = entropy_bias(cells, fewest)
     return [
         *told,
-        f"The certificate carries over from {fewest:,} taxis on, up to chance: they fall short by {bias:.4f} nats on average, "
-        f"within the mean field's margin of {margin:.4f} nats.",
+        f"The certificate carries over from {fewest:,} taxis on, on average: they fall short by {bias:.4f} nats, within the "
+        f"mean field's margin of {margin:.4f} nats. Single fleets scatter about that, which a small margin does not bear.",
     ]
+
+
+def safe_from(sizes: Sequence[SizeSummary], share: float = OFTEN) -> int | None:
+    """The smallest of the sizes evaluated from which on fleets keep the constraints, uncorrected, in most runs.
+
+    Args:
+        sizes: Summaries, ascending.
+        share: How many runs of that size, and of every larger one, have to be without a violation.
+
+    Returns:
+        The size; None where the largest one does not suffice.
+    """
+    enough = list(takewhile(lambda size: size.kept.mean >= share, reversed(sizes)))
+    return enough[-1].taxis if enough else None
+
+
+def _measured(sizes: Sequence[SizeSummary], constrained: bool) -> list[str]:
+    if not constrained:
+        return []
+    fewest = safe_from(sizes)
+    where = "at none of these sizes" if fewest is None else f"from {fewest:,} taxis on, of these sizes"
+    return [f"Measured: as they are, fleets keep the constraints in at least {100 * OFTEN:.0f} % of the runs {where}."]
 
 
 def _told(value: Estimate, digits: int) -> str:

@@ -70,7 +70,7 @@ def fleet_sizes(curves: Sequence[FleetCurve], title: str) -> Drawing:
             "markersize": 6,
             "linewidth": 2,
         }
-        told = "" if fewest is None else f": certificate carries over from {fewest:,} taxis on"
+        told = "" if fewest is None else f": mean shortfall within its margin from {fewest:,} taxis on"
         panels[0].plot(sizes, [size.kl.mean for size in mine], **style, label=curve.label + told)
         _band(panels[0], sizes, [size.kl for size in mine], line.color)
         panels[0].axhline(limit, color=line.color, linewidth=1.2, alpha=0.8)
@@ -207,7 +207,7 @@ def _described(curves: Sequence[FleetCurve], *, constrained: bool) -> str:
     kept = (
         " Below: full marks as the fleets are, open ones with margins of entropy floors raised by "
         "(K\u00a0-\u00a01)\u00a0/\u00a0(2\u00a0m), known from "
-        "K taxis on; the certificate carries over right of the vertical line."
+        "K taxis on; right of the vertical line the mean of that shortfall is within the policy's margin."
     )
     limits = "Horizontal lines: the policy in the mean field. Cells without a taxi count with a mass of 1e-30."
     return f"{line}. {limits}{kept * constrained}"

@@ -33,7 +33,7 @@ from safe_m3_agent.fleet_evaluation import (
     recorded_fleets,
     taxis_for_certificate,
 )
-from safe_m3_agent.fleet_summary import fleet_report, mean_of, share_of, summarized
+from safe_m3_agent.fleet_summary import fleet_report, mean_of, safe_from, share_of, summarized
 from safe_m3_agent.fleet_table import FLEET_FILE
 from safe_m3_agent.jobs import JobsError
 from safe_m3_agent.policy import FieldPolicy
@@ -248,6 +248,11 @@ def test_summaries_are_means_with_intervals(world: TaxiMDP, alone: Path) -> None
     recorded = recorded_fleets(alone, subject, "cell")
     found = summarized(recorded)
     assert [(size.taxis, size.runs) for size in found] == [(size, RUNS) for size in SIZES]
+    kept = [share_of([one.violations == 0 for one in recorded if one.taxis == size]) for size in SIZES]
+    assert [size.kept for size in found] == kept and kept[0].mean < 0.95 <= kept[-1].mean
+    assert safe_from(found) == next(s for i, s in enumerate(SIZES) if all(share.mean >= 0.95 for share in kept[i:]))
+    assert safe_from(found[:1]) is None
+    assert safe_from([found[-1], found[0], found[-1]]) == SIZES[-1]  # a good size below a bad one does not count
     for size in found:
         rewards = [one.reward for one in recorded if one.taxis == size.taxis]
         assert size.reward == mean_of(rewards)
