@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -114,7 +115,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, shared), daemon=True)
-        with _held_back(signal.SIGINT):  # which the process inherits until it ignores it: no Ctrl-C meets it unprepared
+        with _without_interrupts():  # which the process inherits: Ctrl-C reaches all processes, and the first one decides
             self.process.start()
         theirs.close()
         self.give(job, pickled)
@@ -134,20 +135,25 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _held_back(number: signal.Signals) -> Iterator[None]:
-    """A signal that comes meanwhile is delivered afterwards, where the system knows such a thing."""
-    if sys.platform == "win32":
+def _without_interrupts() -> Iterator[None]:
+    """What is started meanwhile ignores Ctrl-C from its first instruction on; ours is delivered afterwards.
+
+    Only the main thread may choose what a signal does; elsewhere, and on Windows, a worker ignores it once it is prepared.
+    """
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _serve(pipe: Connection, pickled: bytes) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     shared = None

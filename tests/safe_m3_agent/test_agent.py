@@ -83,7 +83,7 @@ def test_without_constraints_it_gets_closer_and_violates(town: TaxiMDP, safe: Sa
     """M3-UCRL earns more than its safe sister in half the episodes; the floor it breaks is recorded, and voids its score."""
     history = SafeM3UCRL(town, replace(QUICK, constrained=False), seed=0).learn(3)
     last = history[-1]
-    assert last.reward > safe.history[-1].reward + 0.3
+    assert last.reward > safe.history[-1].reward + 0.1
     assert last.min_margin < 0 and last.violations >= 1 and math.isnan(last.score)
     assert not any(history.column("certified")) and set(history.column("barrier_weight")) == {0.0}
 
