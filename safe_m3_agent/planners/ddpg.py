@@ -68,7 +68,7 @@ class DDPGPlanner(Planner):
         run.evaluate()
         for number in range(effort * self.config.rounds):
             if self.config.renewal and number % self.config.renewal == 0:
-                stage.mdp = mdp.near(actor.policy)
+                run.move_to(mdp.near(actor.policy))
             run.explore()
             run.fit_critic()
             run.climb()
@@ -169,6 +169,16 @@ class ActorCritic:
         #: Return of the policy handed in, minus infinity where it is not feasible; None before the first evaluation.
         self.start_return: Tensor | None = None
         self._fresh = True
+
+    def move_to(self, mdp: HallucinatedMDP) -> None:
+        """Go on in another world, where the actor is measured anew: what it was worth elsewhere is no yardstick here."""
+        step, best = self.step, self.best
+        self.stage.mdp = mdp
+        self.trusted, self.best = BestIterate(self.parameters), BestIterate(self.parameters)
+        self.evaluate()
+        self.step = step
+        # Of a plan that has left what is feasible, the last one that was.
+        self.best.offer(best.parameters, best.value, self.best.value.isneginf())
 
     @torch.no_grad()
     def explore(self) -> None:

@@ -19,7 +19,7 @@ from safe_m3_agent.model.dynamics_model import KnownModel
 from safe_m3_agent.model.ensemble import EnsembleConfig, ProbabilisticEnsemble
 from safe_m3_agent.planners.actor import Acting, LiftedActor, Perturbed
 from safe_m3_agent.planners.critic import StateCritic, expand
-from safe_m3_agent.planners.ddpg import DDPGPlanner, follow
+from safe_m3_agent.planners.ddpg import ActorCritic, DDPGPlanner, follow
 from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.planners.episodes import Script, Stage, gaussian_starts
 from safe_m3_agent.planners.modes import CosineModes
@@ -268,6 +268,31 @@ def test_episodes_are_played_in_the_tangent(world: TaxiMDP, monkeypatch: pytest.
     monkeypatch.setattr(HallucinatedMDP, "near", counted)
     plan(DDPGPlanner(replace(QUICK, renewal=renewal), 0.01), vague(world))
     assert len(asked) == taken
+
+
+def test_another_world_measures_anew(world: TaxiMDP) -> None:
+    """A value from another tangent neither bars what is better in this one, nor makes a plan that was feasible be lost."""
+    mdp, policy = known(world), FieldPolicy(world)
+    arguments = (CosineModes(mdp, 3), torch.zeros(0, 1), torch.tensor(0.01), seeded())
+    planner = DDPGPlanner(QUICK, 0.01)
+    critics = planner._critics(mdp, arguments[0], False, seeded())
+    actor = LiftedActor(mdp, policy, optimistic=False)
+    run = ActorCritic(QUICK, Stage(mdp, 0.1, 0.01), actor, *critics, Replay(8), *arguments)
+    run.evaluate()
+    honest, length = run.trusted.value.clone(), run.step.clone()
+    run.trusted.value += 100.0
+    run.best.value += 100.0
+    run.move_to(mdp)
+    torch.testing.assert_close(run.trusted.value, honest)
+    torch.testing.assert_close(run.best.value, honest)
+    assert torch.equal(run.step, length)
+    with torch.no_grad():
+        run.parameters[0] += 3.0  # everybody into a corner
+    run.best.parameters = [parameter.detach().clone() for parameter in FieldPolicy(world).parameters()]
+    run.move_to(mdp)
+    assert run.trusted.value < honest - 1.0
+    torch.testing.assert_close(run.best.value, honest)  # of the last feasible one, which is kept
+    assert not any(bool(parameter.any()) for parameter in run.best.parameters)
 
 
 def test_the_trust_region_takes_bad_steps_back(world: TaxiMDP) -> None:
