@@ -95,8 +95,8 @@ class Certifier:
 
     def _search(self, mdp: HallucinatedMDP, searched: HallucinatedMDP, field: Field, z: Tensor) -> Certificate:
         """The worst motion, by the margins of ``mdp``, of those that searches from ``z`` ``[S, E]`` in ``searched`` end in."""
-        if not mdp.exact and mdp.constraints:
-            z = self._worst(searched, field, z)
+        # Without doubt, or anything to keep, the first start, the nominal motion, says it all.
+        z = z[:1] if mdp.exact or not mdp.constraints else self._worst(searched, field, z)
         with torch.no_grad():
             # A motion or policy that leads to no number is as bad as can be.
             margins = mdp.plausible(z).rollout(field).worst_margin.nan_to_num(nan=-math.inf)

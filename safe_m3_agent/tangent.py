@@ -10,6 +10,7 @@ from torch import Tensor
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.space import CUBE, Space
 from safe_m3_agent.model.dynamics_model import DynamicsModel
+from safe_m3_agent.model.inputs import log_density
 
 #: Step of the difference quotients, in units of an action and of the density's logarithm.
 STEP = 0.02
@@ -25,9 +26,7 @@ class Tangent(NamedTuple):
 
     inputs: Tensor  #: those of the trajectory [q, K]
     mean: Tensor  #: form of the destinations [1 + q, d, K]
-    deviations: (
-        Tensor  #: forms of the members' deviations, see :class:`~safe_m3_agent.model.dynamics_model.Belief` [E, 1 + q, d, K]
-    )
+    deviations: Tensor  #: forms of a belief's deviations [E, 1 + q, d, K]
     doubt: Tensor  #: sum of the deviations' squares: a quadratic form in one and the inputs [1 + q, 1 + q, d, K]
 
     @classmethod
@@ -87,5 +86,5 @@ def applied(form: Tensor, away: list[Tensor]) -> Tensor:
 
 def _inputs(grid: Grid, mu: Tensor, actions: Tensor) -> Tensor:
     """What a motion sees at the cell centres, ``[q, ..., K]``."""
-    density = torch.log1p(grid.size * mu).expand(actions.shape[:-1])
+    density = log_density(grid, mu).expand(actions.shape[:-1])
     return torch.stack([*actions.unbind(-1), density])

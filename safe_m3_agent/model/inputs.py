@@ -12,6 +12,11 @@ from mf_taxi_env.motion import local_mass
 from mf_taxi_env.space import CUBE, Space
 
 
+def log_density(grid: Grid, mass: Tensor) -> Tensor:
+    """``log(1 + K mu')``, what models see of the mass of a cell; any shape."""
+    return torch.log1p(grid.size * mass)
+
+
 class MotionInputs:
     """Normalised inputs ``(s, a, log(1 + K mu'(c(s))))`` of a model of motion; on a ring ``s`` is its sine and cosine.
 
@@ -44,7 +49,7 @@ class MotionInputs:
             mu: Distribution after trips ``[..., K]``.
             actions: ``[..., n, d]`` in ``[-1, 1]``.
         """
-        density = torch.log1p(self.grid.size * local_mass(self.grid, positions, mu)).unsqueeze(-1)
+        density = log_density(self.grid, local_mass(self.grid, positions, mu)).unsqueeze(-1)
         batch = actions.shape[:-1]
         raw = torch.cat([self.space.coordinates(positions).expand(*batch, -1), actions, density.expand(*batch, 1)], -1)
         return (raw - self.mean) / self.std

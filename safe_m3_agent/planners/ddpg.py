@@ -68,7 +68,9 @@ class DDPGPlanner(Planner):
         run.evaluate()
         for number in range(effort * self.config.rounds):
             if self.config.renewal and number % self.config.renewal == 0:
-                run.move_to(mdp.near(actor.policy))
+                near = mdp.near(actor.policy)
+                if near is not stage.mdp:  # a known motion is its own tangent
+                    run.move_to(near)
             run.explore()
             run.fit_critic()
             run.climb()
