@@ -56,7 +56,8 @@ def unsafe_below(axes: Axes, limit: float, note: str) -> None:
     axes.set_ylim(bottom, top)
     axes.annotate(
         note, (0.99, limit), xytext=(0, -4), xycoords=("axes fraction", "data"), textcoords="offset points",
-        va="top", ha="right", color=RED, fontsize=9,
+        va="top", ha="right", color=RED, fontsize=9, zorder=5,
+        bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1.5},  # legible where curves lie below the limit
     )  # fmt: skip
 
 
