@@ -1,0 +1,164 @@
+"""What an algorithm is to the benchmark: a function that is given a task and, while it learns, shows how far it has come."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from mf_taxi_env import TaxiMDP
+from mf_taxi_env.checks import whole_number
+from mf_taxi_env.mdp import Field
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run may learn: until one of the two is used up.
+
+    Attributes:
+        env_steps: Steps of the true lifted MDP, at least 1; an episode of a city has 12. A planner's steps in a model of its
+            own do not count.
+        seconds: Wall clock of learning, positive; evaluation does not count.
+    """
+
+    env_steps: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        whole_number("env_steps", self.env_steps, least=1)
+        if not self.seconds > 0:
+            raise ValueError(f"seconds must be a positive number, got {self.seconds!r}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an algorithm is to do.
+
+    Attributes:
+        mdp: The true world. Its rewards are of the distribution that an action causes. An algorithm that is no oracle may
+            read what the operator of a fleet knows (demand, trips, constraints, horizon) and act; ``mdp.motion`` is not to be
+            read, but passed on to simulators.
+        seed: Whatever is random in the run comes from it.
+        budget: How long it may learn.
+        folder: Of the algorithm alone, and there already: a run that was killed finds in it what it left.
+        device: Where tensors live.
+    """
+
+    mdp: TaxiMDP
+    seed: int
+    budget: Budget
+    folder: Path
+    device: torch.device
+
+
+class Recorder(Protocol):
+    """Where an algorithm shows how far it has come."""
+
+    def __call__(self, policy: Field, *, env_steps: int, episodes: int, violated: int) -> bool:
+        """Measure a policy in the true world and add a row to the run's learning curve.
+
+        Where the curve has rows of as many steps or more, from before the run was killed, they are replaced.
+
+        Args:
+            policy: What the algorithm would do if it ended now, without exploration.
+            env_steps: Steps that the true world has made for the algorithm so far.
+            episodes: Episodes that it has executed there.
+            violated: Those of them with a violated constraint at some step.
+
+        Returns:
+            Whether the budget is left; otherwise the algorithm is to return.
+        """
+        ...
+
+
+#: Learns a task, and returns the policy to be judged.
+Train = Callable[[Task, Recorder], Field]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """An algorithm of the benchmark.
+
+    Attributes:
+        name: What it is asked for by.
+        train: Learns a task.
+        label: What tables and figures call it.
+        oracle: Whether it is given the true motion, which no operator knows.
+    """
+
+    name: str
+    train: Train
+    label: str
+    oracle: bool = False
+
+
+_ALGORITHMS: dict[str, Algorithm] = {}
+
+
+def register(name: str, *, label: str | None = None, oracle: bool = False) -> Callable[[Train], Train]:
+    """Add a function to the benchmark's algorithms.
+
+    Args:
+        name: What it is asked for by: ``python -m baselines run --algorithms NAME``.
+        label: What tables and figures call it; default the name.
+        oracle: Whether it reads the true motion.
+
+    Returns:
+        A decorator that leaves the function as it is.
+
+    Raises:
+        ValueError: If another function has the name already.
+    """
+
+    def add(train: Train) -> Train:
+        known = _ALGORITHMS.get(name)
+        if known is not None and (known.train.__module__, known.train.__qualname__) != (train.__module__, train.__qualname__):
+            raise ValueError(f"there is an algorithm {name!r} already, {known.train.__module__}.{known.train.__qualname__}")
+        _ALGORITHMS[name] = Algorithm(name, train, label or name, oracle)
+        return train
+
+    return add
+
+
+def algorithms() -> dict[str, Algorithm]:
+    """All algorithms that are registered, by name: the built-in ones, and those of modules imported so far."""
+    importlib.import_module("baselines.algorithms")
+    return dict(_ALGORITHMS)
+
+
+def find_algorithm(name: str) -> Algorithm:
+    """An algorithm by its name, or by where it is registered.
+
+    Args:
+        name: ``"stay"``; or ``"path/to/script.py:mine"`` or ``"package.module:mine"``, which imports script or module first.
+
+    Raises:
+        ValueError: If there is no such file, or no algorithm of that name.
+    """
+    source, _, short = name.rpartition(":")
+    if source.endswith(".py"):
+        _run_script(Path(source))
+    elif source:
+        importlib.import_module(source)
+    known = algorithms()
+    if short not in known:
+        raise ValueError(f"algorithm must be one of {sorted(known)}, or path/to/script.py:NAME, got {name!r}")
+    return known[short]
+
+
+def _run_script(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"algorithm: there is no file {str(path)!r}")
+    module = f"_algorithm_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module, path)
+    assert spec is not None  # it is a .py file
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[module] = loaded  # where dataclasses and pickle look for what is defined there
+    spec.loader.exec_module(loaded)
