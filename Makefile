@@ -29,6 +29,7 @@ docs: $(VENV)/.docs  ## The documentation site, strictly, into site/
 benchmark: $(VENV)/.dev  ## Timings and memory
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/environment.py
+	$(BIN)/python benchmarks/sb3_adapter.py
 	$(BIN)/python benchmarks/fleet.py
 	$(BIN)/python benchmarks/trip_files.py
 	$(BIN)/python benchmarks/unknown_trips.py

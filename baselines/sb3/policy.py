@@ -64,10 +64,8 @@ class LiftedPolicy:
     @torch.no_grad()
     def _parameters(self, mu: Tensor, t: int) -> Tensor:
         """Parameters of the field, ``[..., n]``, as the env would have used them."""
-        seen = self._observe(mu, t)
+        seen = self._observe(mu, t).to(self._actor.device)
         self._actor.set_training_mode(False)
-        # What SB3's predict() does, without leaving the device; the clamp is its clip for policies that do not squash.
-        flat = self._actor._predict(seen.reshape(-1, seen.shape[-1]).to(self._actor.device), deterministic=True).clamp(
-            -1.0, 1.0
-        )
+        # What SB3's predict() does, without leaving the device; it, too, clips what does not squash.
+        flat = self._actor._predict(seen.reshape(-1, seen.shape[-1]), deterministic=True).clamp(-1.0, 1.0)
         return (self._reach * flat).to(mu.device, mu.dtype).reshape(*mu.shape[:-1], -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ def train(task: Task, record: Recorder, settings: Settings) -> LiftedPolicy:
             run.model.learn(
                 task.budget.env_steps - run.model.num_timesteps,
                 callback=callbacks,
-                log_interval=None,  # type: ignore[arg-type] - SB3 takes it for never
+                log_interval=sys.maxsize,  # never: the recorder is the log
                 reset_num_timesteps=False,
             )
         reporter.save(replay=False)
@@ -117,15 +118,15 @@ def make_model(settings: Settings, envs: Priced, *, seed: int, device: torch.dev
     model: BaseAlgorithm = made("MlpPolicy", envs, policy_kwargs=policy, seed=seed, device=device, **arguments)
     with torch.no_grad():
         for layer in _last_layers(model):
-            layer.weight *= settings.last_layer
-            layer.bias *= settings.last_layer
+            layer.weight.mul_(settings.last_layer)
+            layer.bias.mul_(settings.last_layer)
         if settings.algorithm == "SAC":
-            model.policy.actor.log_std.bias.fill_(math.log(settings.noise))
+            _last_layers(model)[1].bias.fill_(math.log(settings.noise))
     return model
 
 
 def _last_layers(model: BaseAlgorithm) -> list[nn.Linear]:
-    """Output layers of the actor, and of its target where there is one."""
+    """Output layers of the actor: of its target too, where there is one; of SAC's, those of mean and logarithmic noise."""
     policy: Any = model.policy
     if hasattr(policy, "action_net"):
         return [policy.action_net]

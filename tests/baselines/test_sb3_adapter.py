@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from baselines.sb3.adapter import LiftedVecEnv
 from baselines.sb3.policy import LiftedPolicy
 from mf_taxi_env import EntropyFloor, FleetSimulator, TaxiMDP, load_scenario
+from mf_taxi_env.envs.vector_env import MeanFieldVectorEnv
 
 HORIZON = 3
 FLOOR = EntropyFloor(0.95)
@@ -109,24 +110,36 @@ def test_shows_what_a_policy_acts_on() -> None:
         np.testing.assert_allclose(seen / 25, mdp.shift(torch.from_numpy(before / 25), t + 1), atol=1e-6)
 
 
-def test_counts_episodes_and_violations() -> None:
+def test_counts_episodes_and_violations(monkeypatch: pytest.MonkeyPatch) -> None:
     """An episode counts once, when it ends, and as violated wherever in it the violation was; a reset counts nothing."""
     envs = batch(3)
     envs.reset()
-    still, wild = np.zeros((3, 18), np.float32), actions(envs, 0, size=1.0)
-    envs.step(wild)
-    broken = int((envs.margin < 0).sum())
-    assert 0 < broken < 3 and (envs.episodes, envs.violated) == (0, 0)
-    for _ in range(HORIZON - 1):
-        envs.step(still)
-    assert envs.episodes == 3 and broken <= envs.violated < 3
-    before = envs.violated
+    margins = iter([[-1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, -1.0, 1.0]])
+    step = MeanFieldVectorEnv.step
+
+    def told(self: MeanFieldVectorEnv, actions: Any) -> Any:
+        *rest, report = step(self, actions)
+        return *rest, {**report, "margin": torch.tensor(next(margins, [1.0, math.inf, 1.0]))}
+
+    monkeypatch.setattr(MeanFieldVectorEnv, "step", told)
+    still = np.zeros((3, 18), np.float32)
+    for t in range(HORIZON):
+        assert (envs.episodes, envs.violated) == (0, 0)
+        infos = envs.step(still)[3]
+        assert [info.get("cost") for info in infos] == [[1.0, None, None], [None] * 3, [None, 1.0, None]][t]
+    assert (envs.episodes, envs.violated) == (3, 2)
     for _ in range(HORIZON):
         envs.step(still)
-    assert (envs.episodes, envs.violated) == (6, before)  # staying put is safe, and the past is forgotten
-    envs.step(wild)
+    assert (envs.episodes, envs.violated) == (6, 2)  # the past is forgotten
+    margins = iter([[math.nan] * 3] + [[1.0] * 3] * HORIZON + [[1.0, 1.0, math.nan]])
+    envs.step(still)
     envs.reset()
-    assert (envs.episodes, envs.violated) == (6, before)
+    for _ in range(HORIZON):
+        envs.step(still)
+    assert (envs.episodes, envs.violated) == (9, 2)
+    for _ in range(HORIZON):
+        envs.step(still)
+    assert (envs.episodes, envs.violated) == (12, 3)  # a margin that is no number is not kept
 
 
 def test_infos_are_shared_where_nothing_is_to_be_said() -> None:
@@ -197,6 +210,8 @@ def test_starts() -> None:
         drawn.append(envs.reset())
     np.testing.assert_array_equal(drawn[0], drawn[1])
     np.testing.assert_array_equal(drawn[0][1], drawn[2][0])  # env i is seeded with seed + i
+    envs.set_options({"initial": "gaussian"})
+    assert not np.array_equal(envs.reset(), drawn[2])
     for options in ([{"initial": "gaussian"}, {}], {"scenario": "shenzhen"}, {"weather": "rain"}):
         envs.set_options(options)
         with pytest.raises(ValueError, match=r"initial|scenario|weather"):
@@ -247,7 +262,8 @@ def test_a_policy_does_what_the_model_would(parameterization: str, algorithm: ty
     model = algorithm("MlpPolicy", envs, seed=0, device="cpu")
     with torch.no_grad():
         for parameter in model.policy.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))  # a policy that does something, and clips some
+            if parameter.ndim == 1:  # biases: a policy that does something, clips some, and is no amplifier of sampling noise
+                parameter.add_(torch.randn_like(parameter))
     policy = LiftedPolicy(model, envs)
     seen, path = envs.reset(), []
     for _ in range(HORIZON):

@@ -55,6 +55,9 @@ def test_rewards_less_the_price(caution: float) -> None:
         total += cost.mean()
     assert priced.take_cost() == pytest.approx(total)
     assert priced.take_cost() is None
+    for _ in range(HORIZON):  # the next episode has a cost of its own
+        priced.step(moves(0.0))
+    assert priced.take_cost() < total
 
 
 def test_costs_of_running_episodes_wait() -> None:
