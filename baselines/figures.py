@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,8 +22,10 @@ from safe_m3_agent.figures.style import BLACK, BLUE, GREY, ORANGE, PURPLE, RED, 
 ACROSS = 4
 #: Lower scores are drawn at the edge of a panel.
 LOWEST = -0.25
-#: One per family of algorithms, in turn; red is kept for what is unsafe.
-HUES = (BLUE, ORANGE, PURPLE, SKY, BLACK)
+#: One per family of several algorithms, in turn; red is kept for what is unsafe.
+HUES = (BLUE, PURPLE, SKY, ORANGE)
+#: Of an algorithm without a family.
+ALONE = BLACK
 #: Levels of the score in a performance profile.
 LEVELS = np.linspace(0.0, 1.0, 101)
 
@@ -47,7 +50,7 @@ def learning(section: Section, order: Sequence[Standing]) -> Drawing:
         axes.plot(curve.env_steps[-1], max(float(curve.score.mean[-1]), LOWEST), "o", color=color, markersize=4, zorder=4)
         axes.step(curve.env_steps, curve.violated, where="post", color=RED, linestyle="--", linewidth=1.3, zorder=4)
         axes.axhline(0.0, color=GREY, linewidth=0.6)
-        axes.set_xscale("symlog", linthresh=begin, linscale=0.3)
+        axes.set_xscale("symlog", linthresh=begin, linscale=0.6)
         axes.set_xlim(-0.03 * begin, 1.3 * end)
         axes.set_ylim(LOWEST - 0.03, 1.05)
     _finish(figure, f"{section.name}: learning", "steps of the true world", "score")
@@ -131,14 +134,17 @@ def _held(curve: LearningCurve, end: float) -> tuple[Values, Values]:
 
 def _finish(figure: Figure, title: str, across: str, up: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize="medium", parse_math=False)
-    figure.supylabel(up, fontsize=9.5)
-    figure.axes[0].annotate(
-        f"→ {across}", (1.0, 1.0), xytext=(0, 2), xycoords="axes fraction", textcoords="offset points", ha="right", va="bottom",
-        fontsize=8, color=GREY,
-    )  # fmt: skip
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    columns = min(ACROSS, len(shown))
+    for axes in shown[-columns:]:
+        axes.set_xlabel(across, fontsize=8.5)
+    for axes in shown[::columns]:
+        axes.set_ylabel(up, fontsize=8.5)
 
 
 def _hue(one: Standing, order: Sequence[Standing]) -> str:
     """The colour of an algorithm's family: what its name begins with, up to the first hyphen."""
-    families = list(dict.fromkeys(other.algorithm.partition("-")[0] for other in order))
-    return HUES[families.index(one.algorithm.partition("-")[0]) % len(HUES)]
+    counts = Counter(other.algorithm.partition("-")[0] for other in order)
+    families = sorted(name for name, count in counts.items() if count > 1)
+    mine = one.algorithm.partition("-")[0]
+    return HUES[families.index(mine) % len(HUES)] if mine in families else ALONE

@@ -44,9 +44,11 @@ SHOWN_OF_FLEETS = (
 def markdown(standings: Sequence[Standing]) -> str:
     """A table for people, one row per algorithm."""
     columns = SHOWN + (SHOWN_OF_FLEETS if any(one.fleets for one in standings) else ())
-    head = [[column.heading for column in columns], ["---", *["--:"] * (len(columns) - 1)]]
-    rows = [[column.cell(one) for column in columns] for one in standings]
-    return "\n".join(f"| {' | '.join(line)} |" for line in head + rows)
+    rows = [[column.heading for column in columns], *([column.cell(one) for column in columns] for one in standings)]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def as_table(standings: Sequence[Standing]) -> Table:
