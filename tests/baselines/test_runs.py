@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from baselines import cli
 from baselines.curve import Row
 from baselines.plans import Benchmark
 from baselines.run_folder import RecordedRun, Result, locked, read_run
@@ -277,6 +278,39 @@ def test_mistakes_are_told_before_anything_runs(run: Run, quick: tuple[object, .
         told = run("run", *quick, "--out", tmp_path / "out", *options)
         assert told.status == 2 and message in told.err, (message, told)
         assert not (tmp_path / "out").exists()
+
+
+def test_paths_hold_in_any_working_directory(
+    benchmark_of: Callable[..., Benchmark], drift: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of a cluster start elsewhere; commands that are shown to others tell of no folder of this machine."""
+    monkeypatch.chdir(drift.parent)
+    benchmark = benchmark_of("drift.py:drift", out=Path("runs"))
+    (plan,) = benchmark.plans(benchmark.cities())
+    assert plan.folder == drift.parent / "runs" / DRIFT_FOLDER / "seed-0" and plan.algorithm == f"{drift}:drift"
+    assert plan.asked["algorithm"] == "drift.py:drift"
+    elsewhere = benchmark_of(f"{drift}:drift")
+    assert elsewhere.plans(elsewhere.cities())[0].asked["algorithm"] == "drift.py:drift"
+
+
+def test_ctrl_c_says_how_to_go_on(run: Run, quick: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no failure of any run."""
+
+    def interrupted(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("baselines.runner.find_algorithm", interrupted)
+    with pytest.raises(SystemExit, match="the same command goes on with what is missing"):
+        cli.main(["run", "--algorithms", "stay", *map(str, quick), "--out", str(tmp_path / "out")])
+    monkeypatch.undo()
+    assert run("run", "--algorithms", "stay", *quick, "--out", tmp_path / "out").status == 0
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than a traceback."""
+    monkeypatch.setattr(cli, "_MISSING", ImportError("No module named 'tyro'"))
+    with pytest.raises(SystemExit, match=r"No module named 'tyro'.*pip install 'safe-m3-taxi\[baselines\]'"):
+        cli.main(["run"])
 
 
 def test_an_algorithm_that_records_nothing_fails(run: Run, quick: tuple[object, ...], tmp_path: Path) -> None:
