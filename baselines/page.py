@@ -106,7 +106,7 @@ def _world(section: Section) -> str:
     ]
     if finished := [run for runs in section.finished.values() for run in runs]:
         result = final(finished[0])
-        told.append(f"Staying put earns {result.stay:.3f} nats, no safe policy more than {result.bound:.3f}.")
+        told.append(f"Staying put earns {result.stay:.3f} nats, the certified bound is {result.bound:.3f}.")
     if shown.fleet_runs:
         told.append(f"Finite fleets: {shown.fleet_runs} of {shown.taxis:,} taxis per run.")
     return " ".join(told)

@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_the_rows_before(made: Any, judge: Judge, monkeypatch
     record.curve.path.write_bytes(whole + b"24," + b"9" * 300)
     assert len(Curve(record.curve.path).rows) == 1
     record(policy, env_steps=36, episodes=3, violated=0)
-    assert record.curve.path.read_bytes().startswith(whole)
+    assert record.curve.path.read_bytes().startswith(whole) and record.curve.path.read_bytes().endswith(b"\n")
     assert [row.env_steps for row in Curve(record.curve.path).rows] == [12, 36]
 
 

@@ -241,7 +241,7 @@ def test_the_files_of_a_leaderboard(make: Make, tmp_path: Path, run: Callable[..
     assert cells == [
         "GIVEN †", "6", "0.950 [0.950, 0.950]", "0 of 6", "0.950", "-", "0", "0", "0.0", "0.0", "62.5", "18 of 60", "6 of 60",
     ]  # fmt: skip
-    assert "## All cities" in text and "Staying put earns -9.000 nats, no safe policy more than -1.000." in text
+    assert "## All cities" in text and "Staying put earns -9.000 nats, the certified bound is -1.000." in text
     for image in re.findall(r"\]\((images/[^)]+)\)", text):
         assert (page.parent / image).stat().st_size > 10_000
     assert len(re.findall(r"!\[", text)) == 3 and "[Benchmark](benchmark.md)" in text
