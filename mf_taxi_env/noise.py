@@ -62,7 +62,7 @@ class _Kernel(NamedTuple):
     def dense(self, k: int, mass: Tensor, workspace: Tensor | None = None) -> Tensor:
         """Probabilities of all ``k`` cells, ``[..., d, n, k]``, those of the first axis times ``mass`` ``[..., n]``.
 
-        They are written to ``workspace`` where it fits.
+        They are written to ``workspace`` where it fits. Without slopes the spans are used up.
         """
         shape = (*self.within.shape, k)
         if workspace is None or workspace.shape != shape:
@@ -71,7 +71,8 @@ class _Kernel(NamedTuple):
             workspace.zero_()
         weights = self.within.reciprocal()
         weights.select(-2, 0).mul_(mass)
-        return workspace.scatter_(-1, self.cells().mT, (self.spans * weights.unsqueeze(-2)).mT)
+        weighted = self.spans.mul_ if self.arguments is None else self.spans.mul  # in place: less memory to go through
+        return workspace.scatter_(-1, self.cells().mT, weighted(weights.unsqueeze(-2)).mT)
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ class EntropyFloor:
     def name(self) -> str:
         return "entropy"
 
-    def margin(self, mu: Tensor) -> Tensor:
-        return entropy(mu) - self.fraction * math.log(mu.shape[-1])
+    def margin(self, mu: Tensor, log_mu: Tensor | None = None) -> Tensor:
+        return entropy(mu, log_mu) - self.fraction * math.log(mu.shape[-1])
 
     def convex_margin(self, mu: Any) -> Any:
         import cvxpy as cp
