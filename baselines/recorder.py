@@ -18,7 +18,8 @@ class CurveRecorder:
     """A :class:`~baselines.algorithm.Recorder` whose clock runs from its making on, and stands still while it judges.
 
     Of a run that was killed it keeps the rows with fewer steps than the first new record, and time goes on from the last of
-    them: an algorithm that goes on from what it saved has their time to its account, one that starts anew has none.
+    them: an algorithm that goes on from what it saved has their time to its account, one that starts anew has none. One that
+    records once more where it had come to is not younger there than it was.
 
     Args:
         judge: Judges policies.
@@ -57,8 +58,10 @@ class CurveRecorder:
         self._counted += self._clock() - self._since
         env_steps = whole_number("env_steps", env_steps, least=0)
         if self._last is None:
+            replaced = [row.seconds for row in self.curve.rows if row.env_steps == env_steps > 0]
             self.curve.keep_below(env_steps)
             self._before = self.curve.rows[-1].seconds if self.curve.rows else 0.0
+            self._before = max([self._before, *(seconds - self._counted for seconds in replaced[:1])])
         self._check(env_steps, whole_number("episodes", episodes, least=0), whole_number("violated", violated, least=0))
         seconds = self._before + self._counted
         judgement, _ = self.judge(policy)
