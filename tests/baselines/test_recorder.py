@@ -100,14 +100,15 @@ def test_time_goes_on_after_a_kill(made: Any, judge: Judge, clock: Clock) -> Non
     again = made(seconds=38.0)
     assert again.seconds == 40.0  # as long as nothing else is known
     clock.now += 5.0
-    assert again(policy, env_steps=24, episodes=2, violated=1)
-    assert [(row.env_steps, row.seconds, row.violated) for row in again.curve.rows] == [
-        (0, 10.0, 0),
-        (12, 20.0, 0),
-        (24, 25.0, 1),
-    ]
+    assert again(policy, env_steps=23, episodes=2, violated=1)
+    rows = [(row.env_steps, row.seconds, row.violated) for row in again.curve.rows]
+    assert rows == [(0, 10.0, 0), (12, 20.0, 0), (23, 25.0, 1)]
     clock.now += 13.0
     assert not again(policy, env_steps=36, episodes=3, violated=1)
+    saved = made()
+    clock.now += 2.0
+    saved(policy, env_steps=36, episodes=3, violated=1)
+    assert saved.curve.rows[-1].seconds == 38.0, "recorded once more after a kill, a policy is as old as it was"
     anew = made()
     clock.now += 1.0
     anew(policy, env_steps=0, episodes=0, violated=0)
