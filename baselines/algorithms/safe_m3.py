@@ -25,8 +25,7 @@ VARIANTS: dict[str, tuple[str, Config]] = {
         replace(
             BASE,
             planner="ddpg",
-            rounds=2,
-            growth=0.5,
+            barrier=BarrierConfig(initial=0.1, fall=0.7),
             ddpg=DDPGConfig(critic="expansion", rounds=10, episodes=8, actor_batch=4, critic_steps=5),
         ),
     ),
