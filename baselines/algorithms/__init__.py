@@ -1,5 +1,5 @@
 """The built-in algorithms of the benchmark: importing this package registers them."""
 
-from baselines.algorithms import classical, stable_baselines
+from baselines.algorithms import classical, safe_m3, stable_baselines
 
-__all__ = ["classical", "stable_baselines"]
+__all__ = ["classical", "safe_m3", "stable_baselines"]
