@@ -8,7 +8,7 @@ from torch import Tensor
 from mf_taxi_env.sparse import SparseMatrix
 
 #: Most buckets that a row's guide has; a power of two, so that a number's bucket is exact.
-BUCKETS = 1024
+BUCKETS = 2048
 
 
 class Destinations:
@@ -34,32 +34,35 @@ class Destinations:
             size = len(trips)
             cumulative = trips.to(torch.float64, copy=True).cumsum_(-1)
             cumulative /= cumulative[:, -1:].clone()
+            # A parallel sum may pass the last by rounding: no number of a row is to be one of the next.
+            cumulative.clamp_(max=1.0)
             cumulative += torch.arange(size, dtype=torch.float64, device=trips.device).unsqueeze(-1)
             self._line = cumulative.flatten()
             self._columns = None
-            self._offsets = torch.arange(size + 1, device=trips.device) * size
         else:
             offsets, columns, values = trips.rows
             size, counts = len(offsets) - 1, offsets.diff()
             line = torch.cat([values.new_zeros(1, dtype=torch.float64), values.double().cumsum(0)])
             start, end = line[offsets[:-1]], line[offsets[1:]]
             rows = torch.arange(size, device=values.device).repeat_interleave(counts)
-            self._line = (line[1:] - start[rows]) / (end - start)[rows] + rows
-            self._columns, self._offsets = columns, offsets.long()
-        self._buckets = min(BUCKETS, 1 << (len(self._line) // size).bit_length())
+            self._line = ((line[1:] - start[rows]) / (end - start)[rows]).clamp_(0.0, 1.0) + rows
+            self._columns = columns
+        self._size, self._below_one = size, 1.0 - size * torch.finfo(torch.float64).eps
+        self._buckets = min(BUCKETS, 2 << (len(self._line) // size).bit_length())
         edges = torch.arange(self._buckets, dtype=torch.float64, device=self._line.device) / self._buckets
         rows = torch.arange(size, dtype=torch.float64, device=self._line.device).unsqueeze(-1)
         self._guide = torch.searchsorted(self._line, (rows + edges).flatten(), out_int32=True, right=True)
 
     def draw(self, cells: Tensor, uniform: Tensor) -> Tensor:
         """Destinations ``[n]`` of trips from ``cells`` ``[n]``, by float64 numbers ``[n]`` in ``[0, 1)``."""
-        wanted = cells + uniform
-        bucket = (uniform * self._buckets).long().add_(cells, alpha=self._buckets)
-        found, last = self._guide.index_select(0, bucket).long(), len(self._line) - 1
-        found += self._line.index_select(0, found.clamp_(max=last)) <= wanted
-        behind = (self._line.index_select(0, found.clamp_(max=last)) <= wanted).nonzero().squeeze(-1)
-        found.index_copy_(0, behind, torch.searchsorted(self._line, wanted.index_select(0, behind), right=True))
-        # Rounding may lead to a neighbouring row.
-        start = self._offsets.index_select(0, cells)
-        found = found.clamp_(start, self._offsets.index_select(0, cells + 1) - 1)
-        return found - start if self._columns is None else self._columns.index_select(0, found).long()
+        # Below the next row's numbers, also once it is rounded: so what is found is in its row.
+        wanted = cells + uniform.clamp(max=self._below_one)
+        bucket = (wanted * self._buckets).long()
+        found = self._guide.index_select(0, bucket)
+        found += self._line.index_select(0, found) <= wanted
+        behind = (self._line.index_select(0, found) <= wanted).nonzero().squeeze(-1)
+        beyond = torch.searchsorted(self._line, wanted.index_select(0, behind), out_int32=True, right=True)
+        found.index_copy_(0, behind, beyond)
+        if self._columns is None:
+            return torch.sub(found, cells, alpha=self._size)
+        return self._columns.index_select(0, found).long()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
@@ -14,7 +13,7 @@ from mf_taxi_env.destinations import Destinations
 from mf_taxi_env.fleet_policy import FleetPolicy, KnowsItsField, by_position, checked
 from mf_taxi_env.information import MASS_FLOOR
 from mf_taxi_env.mdp import ParticleMDP
-from mf_taxi_env.scenarios.city import box_km
+from mf_taxi_env.odometer import Kilometres, Odometer, Reading
 from mf_taxi_env.taxi import TaxiMDP
 
 Resolution = Literal["cell", "continuous"]
@@ -24,14 +23,6 @@ BLOCK = {"cpu": 1 << 16, "cuda": 1 << 22}
 
 #: What is drawn from per city, shared by its fleets.
 _DESTINATIONS: WeakKeyDictionary[TaxiMDP, dict[int, Destinations]] = WeakKeyDictionary()
-
-
-class Kilometres(NamedTuple):
-    """What a taxi drives in one step, as the crow flies, mean of the fleet ``[]`` (or ``[T]``); NaN where there is no map."""
-
-    repositioning: Tensor  #: from where it departs to where its motion takes it
-    empty: Tensor  #: from where it departs to where it lands: repositioning and noise
-    carried: Tensor  #: with a passenger; zero for a taxi without one
 
 
 class FleetRollout(NamedTuple):
@@ -86,8 +77,8 @@ class FleetSimulator:
         if self.device != mdp.device:
             raise ValueError(f"device must be the world's, {mdp.device}, got {self.device}; build the world on it")
         self._generator = torch.Generator(self.device).manual_seed(seed)
-        sides = box_km(mdp.scenario.box) if isinstance(mdp, TaxiMDP) else [math.nan] * mdp.grid.dimension
-        self._km = torch.tensor(sides, dtype=mdp.dtype, device=self.device)
+        box = mdp.scenario.box if isinstance(mdp, TaxiMDP) else None
+        self._odometer = Odometer(box, keeps=n_taxis <= self._block)
         self._corners = mdp.centers - 0.5 / mdp.grid.cells
         self._begin()
 
@@ -109,8 +100,8 @@ class FleetSimulator:
         self.positions = points
         self._served = self._begun = False
         self._occupied = torch.zeros(self.n_taxis, dtype=torch.bool, device=self.device)
-        self._carried_km = self._mean(self._driven(self._positions[:0]))
-        self._kilometres = Kilometres(*[self._carried_km] * 3)
+        self._carried = [self._odometer.read(points[:0])]
+        self._travelled = (self._carried,) * 3
 
     @property
     def positions(self) -> Tensor:
@@ -131,7 +122,7 @@ class FleetSimulator:
         """The empirical distribution of the fleet, ``[K]``."""
         if self._distribution is None:
             counts = torch.bincount(self._cells, minlength=self.mdp.grid.size)
-            self._distribution = counts.to(self.mdp.dtype) / self.n_taxis
+            self._distribution = counts.to(self.mdp.dtype).div_(self.n_taxis)
         return self._distribution
 
     @property
@@ -142,7 +133,7 @@ class FleetSimulator:
     @property
     def kilometres(self) -> Kilometres:
         """What a taxi drove in the last step, on average; zeros before the first."""
-        return self._kilometres
+        return Kilometres(*(self._odometer.mean(ways, self.n_taxis).to(self.mdp.dtype) for ways in self._travelled))
 
     @torch.no_grad()
     def serve(self, mu: Tensor | None = None) -> Tensor:
@@ -164,26 +155,27 @@ class FleetSimulator:
         return self.distribution
 
     def _carry_passengers(self, city: TaxiMDP, mu: Tensor) -> None:
-        chance = (city.demand(self.t) / mu.clamp_min(MASS_FLOOR)).clamp_max(1.0)
-        self._occupied = torch.empty(self.n_taxis, dtype=torch.bool, device=self.device)
-        for block in self._blocks():
-            chances = chance.index_select(0, self._cells[block])
-            torch.lt(self._uniform(len(chances)), chances, out=self._occupied[block])
+        chance = (city.demand(self.t) / mu.clamp_min(MASS_FLOOR)).clamp_max_(1.0)
+        # New tensors: what was handed out stays what it was.
+        self._occupied = torch.empty_like(self._occupied)
+        self._positions = self._positions.clone(memory_format=torch.contiguous_format)
+        self._distribution, self._carried = None, []
+        # Draws of one kind come after those of another, not block after block, whose size must not change what is drawn.
+        blocks = [self._cells[block] for block in self._blocks()]
+        riders = []
+        for block, cells in zip(self._blocks(), blocks, strict=True):
+            taken = torch.lt(self._uniform(len(cells)), chance.index_select(0, cells), out=self._occupied[block])
+            riders.append(taken.nonzero().squeeze(-1))
         table = _destinations(city, self.t)
-        riders = [self._occupied[block].nonzero().squeeze(-1) for block in self._blocks()]
         goals = [
-            table.draw(self._cells[block].index_select(0, taken), self._uniform(len(taken), dtype=torch.float64))
-            for block, taken in zip(self._blocks(), riders, strict=True)
+            table.draw(cells.index_select(0, taken), self._uniform(len(taken), dtype=torch.float64))
+            for cells, taken in zip(blocks, riders, strict=True)
         ]
-        # A new tensor: positions that were handed out stay what they were.
-        positions, cells, carried = self._positions.clone(), self._cells, self._zero_km()
-        for block, taken, cell in zip(self._blocks(), riders, goals, strict=True):
-            there = self._somewhere_in(cell)
-            carried += self._driven(there - positions[block].index_select(0, taken))
-            positions[block].index_copy_(0, taken, there)
-            cells[block].index_copy_(0, taken, city.grid.index(there))
-        self._positions, self._distribution = positions, None
-        self._carried_km = self._mean(carried)
+        for block, cells, taken, goal in zip(self._blocks(), blocks, riders, goals, strict=True):
+            positions, there = self._positions[block], self._somewhere_in(goal)
+            self._carried.append(self._odometer.read(there - _rows(positions, taken)))
+            _packed(positions).index_copy_(0, taken, _packed(there))
+            cells.index_copy_(0, taken, city.grid.index(there))
 
     @torch.no_grad()
     def step(self, actions: Tensor, mu: Tensor | None = None) -> Tensor:
@@ -209,16 +201,17 @@ class FleetSimulator:
     def _move(self, act: Callable[[slice, Tensor], Tensor], mu: Tensor) -> Tensor:
         """Move all taxis by the actions of ``act(block of taxis, where they depart)``."""
         landed, cells = torch.empty_like(self._positions), torch.empty_like(self._cells)
-        moved, driven = self._zero_km(), self._zero_km()
+        moved: list[Reading] = []
+        driven: list[Reading] = []
         for block in self._blocks():
             start = self._departures(block)
             goals = self.mdp.motion(start, mu, act(block, start).to(start.dtype))
             landed[block] = there = self.mdp.noise.sample(goals, self._generator)
             cells[block] = self.mdp.grid.index(there)
-            moved += self._driven(goals - start)
-            driven += self._driven(there - start)
+            moved.append(self._odometer.read(goals - start))
+            driven.append(self._odometer.read(there - start))
         self._positions, self._cells, self._distribution = landed, cells, None
-        self._kilometres = Kilometres(self._mean(moved), self._mean(driven), self._carried_km)
+        self._travelled = (moved, driven, self._carried)
         self._served = False
         self.t += 1
         return self.distribution
@@ -241,7 +234,7 @@ class FleetSimulator:
             mu = self.serve()
             occupied.append(self._occupied.sum() / self.n_taxis)
             distributions.append(self._move(self._chooser(policy, mu, t), mu))
-            driven.append(self._kilometres)
+            driven.append(self.kilometres)
         km = Kilometres(*map(torch.stack, zip(*driven, strict=True)))
         return FleetRollout(
             torch.stack(distributions),
@@ -262,31 +255,33 @@ class FleetSimulator:
     def _departures(self, block: slice) -> Tensor:
         if self.resolution == "continuous":
             return self._positions[block]
-        return self.mdp.centers.index_select(0, self._cells[block])
+        return _rows(self.mdp.centers, self._cells[block])
 
     def _somewhere_in(self, cells: Tensor) -> Tensor:
         """Uniform points of cells ``[n]``: ``[n, d]``."""
-        corner = self._corners.index_select(0, cells)
+        corner = _rows(self._corners, cells)
         return corner.add_(self._uniform(*corner.shape).div_(self.mdp.grid.cells))
 
-    def _driven(self, way: Tensor) -> Tensor:
-        """Sum of the lengths of ways ``[n, d]`` in kilometres; in float64, for fleets are large."""
-        if not isinstance(self.mdp, TaxiMDP):
-            return way.new_full((), math.nan, dtype=torch.float64)
-        return torch.hypot(*(way * self._km).unbind(-1)).sum(dtype=torch.float64)
-
-    def _mean(self, total: Tensor) -> Tensor:
-        return (total / self.n_taxis).to(self.mdp.dtype)
-
-    def _zero_km(self) -> Tensor:
-        return torch.zeros((), dtype=torch.float64, device=self.device)
-
     def _blocks(self) -> Iterator[slice]:
-        size = BLOCK.get(self.device.type, BLOCK["cuda"])
-        return (slice(first, first + size) for first in range(0, self.n_taxis, size))
+        return (slice(first, first + self._block) for first in range(0, self.n_taxis, self._block))
+
+    @property
+    def _block(self) -> int:
+        return BLOCK.get(self.device.type, BLOCK["cuda"])
 
     def _uniform(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.rand(shape, generator=self._generator, dtype=dtype or self.mdp.dtype, device=self.device)
+
+
+def _packed(points: Tensor) -> Tensor:
+    """Points ``[n, d]`` as one number each, for which rows are picked and put twice as fast: complex ones in the plane."""
+    return torch.view_as_complex(points) if points.shape[-1] == 2 else points
+
+
+def _rows(points: Tensor, index: Tensor) -> Tensor:
+    """The points ``[n, d]`` of an index ``[n]``."""
+    picked = _packed(points).index_select(0, index)
+    return torch.view_as_real(picked) if picked.is_complex() else picked
 
 
 def _destinations(city: TaxiMDP, t: int) -> Destinations:

@@ -56,7 +56,8 @@ def checked(actions: Tensor, shape: torch.Size) -> Tensor:
     """
     if actions.shape != shape:
         raise ValueError(f"actions must have shape {tuple(shape)}, got {tuple(actions.shape)}")
+    low, high = actions.aminmax()
     # NaN compares false, so it is refused as well.
-    if not bool(actions.abs().max() <= 1.0):
+    if not bool(torch.maximum(high, -low) <= 1.0):
         raise ValueError("actions must be finite and lie in [-1, 1]")
     return actions

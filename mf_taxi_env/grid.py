@@ -67,7 +67,7 @@ class Grid:
         axes = (positions * self.cells).long().clamp_(0, self.cells - 1)
         if self.dimension == 1:
             return axes[..., 0]
-        return axes[..., 0] * self.cells + axes[..., 1]
+        return torch.add(axes[..., 1], axes[..., 0], alpha=self.cells)
 
     def histogram(self, positions: Tensor) -> Tensor:
         """The empirical distribution of particles, ``[K]``, summing to one.

@@ -164,13 +164,13 @@ class TruncatedGaussian:
             Positions ``[m, d]`` in ``[0, 1]``.
         """
         scale = self.std * math.sqrt(2.0)
-        low = torch.erf(-destinations / scale)
-        high = torch.erf((1.0 - destinations) / scale)
+        low = destinations.div(-scale).erf_()
+        span = (1.0 - destinations).div_(scale).erf_().sub_(low)
         uniform = torch.rand(destinations.shape, generator=generator, dtype=destinations.dtype, device=destinations.device)
         # Inverse of the truncated distribution function. It is infinite at the two ends, which rounding may reach.
         end = 1.0 - torch.finfo(destinations.dtype).eps / 2
-        noise = torch.erfinv((low + uniform * (high - low)).clamp(-end, end))
-        return (destinations + scale * noise).clamp_(0.0, 1.0)
+        noise = uniform.mul_(span).add_(low).clamp_(-end, end).erfinv_()
+        return noise.mul_(scale).add_(destinations).clamp_(0.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pettingzoo import ParallelEnv
 from torch import Tensor
 
-from mf_taxi_env.envs.shell import Report, constraint_names
+from mf_taxi_env.envs.shell import Report, constraint_names, is_ours, without_gradients
 from mf_taxi_env.fleet import FleetSimulator, Resolution
 from mf_taxi_env.taxi import TaxiMDP
 
@@ -98,6 +98,7 @@ class FleetParallelEnv(ParallelEnv[str, Observation, Array]):  # type: ignore[mi
         )
         self._action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self._names = constraint_names(mdp)
+        self._ours = is_ours(mdp)
         self._roll = dict.fromkeys(self.possible_agents)
         self._seen: Observation | None = None
 
@@ -111,7 +112,8 @@ class FleetParallelEnv(ParallelEnv[str, Observation, Array]):  # type: ignore[mi
 
     @property
     def fleet(self) -> FleetSimulator:
-        """The simulator of the running episode."""
+        """The simulator of the running episode, to look at. Its tensors may be of inference mode, which no gradient is to pass
+        through: clone them for that."""
         return self._fleet
 
     def state(self) -> Array:
@@ -145,7 +147,8 @@ class FleetParallelEnv(ParallelEnv[str, Observation, Array]):  # type: ignore[mi
         else:
             self._fleet, self._seeded = FleetSimulator(self.mdp, self.n_taxis, seed=seed, resolution=self.resolution), True
         self.agents = self.possible_agents.copy()
-        return self._look(self._fleet.distribution)
+        with without_gradients(self._ours):
+            return self._look(self._fleet.distribution)
 
     def step(
         self, actions: Mapping[str, ArrayLike]
@@ -185,14 +188,15 @@ class FleetParallelEnv(ParallelEnv[str, Observation, Array]):  # type: ignore[mi
         """
         if not self.agents:
             raise gym.error.ResetNeeded("call reset() before step(): no episode is running")
-        given = actions if isinstance(actions, Tensor) else torch.from_numpy(np.array(actions, np.float32))
-        before, t = self._before, self._fleet.t
-        after = self._fleet.step(given.to(self.mdp.device, self.mdp.dtype))
-        reward = float(self.mdp.reward(before, given, after, t))
-        truncated = self._fleet.t >= self.mdp.horizon
-        if truncated:
-            self.agents = []
-        seen, info = self._look(after)
+        given = actions if isinstance(actions, Tensor) else torch.from_numpy(np.require(actions, np.float32, ["C", "W"]))
+        with without_gradients(self._ours):  # a client gets arrays, never these tensors
+            before, t = self._before, self._fleet.t
+            after = self._fleet.step(given.to(self.mdp.device, self.mdp.dtype))
+            reward = float(self.mdp.reward(before, given, after, t))
+            truncated = self._fleet.t >= self.mdp.horizon
+            if truncated:
+                self.agents = []
+            seen, info = self._look(after)
         return seen, reward, False, truncated, info
 
     def _look(self, mu: Tensor) -> tuple[Observation, dict[str, Any]]:

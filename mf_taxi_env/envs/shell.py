@@ -97,7 +97,7 @@ class Shell:
         self.mdp = self._home
         self.mdp.margins(self.mdp.initial())  # a constraint of another grid is to fail here, not in an episode
         self.parameterization = make_parameterization(parameterization, self.mdp.grid, self.mdp.action_dim)
-        self._ours = self._is_ours(self.mdp)
+        self._ours = is_ours(self.mdp, self.parameterization)
         self.observe_time = observe_time
         self.scale = float(self.mdp.grid.size if observation == "density" else 1.0)
         high = np.full(self.mdp.grid.size + observe_time, self.scale, np.float32)
@@ -130,14 +130,8 @@ class Shell:
         return parameters
 
     def without_gradients(self) -> torch.inference_mode | torch.no_grad:
-        """What to compute a step in: inference mode spares a seventh of its time over no_grad, but a motion, constraint or
-        parameterization of the user's own that differentiates inside could not do so there."""
-        return torch.inference_mode() if self._ours else torch.no_grad()
-
-    def _is_ours(self, mdp: MeanFieldMDP) -> bool:
-        """Whether all that a step of a world calls is of this package."""
-        parts = (getattr(mdp, "motion", mdp), self.parameterization, *mdp.constraints)
-        return all(type(part).__module__.startswith("mf_taxi_env.") for part in parts)
+        """What to compute a step in."""
+        return without_gradients(self._ours)
 
     def day(self, options: Mapping[str, Any] | None, batch: tuple[int, ...]) -> Day:
         """What ``options`` of ``reset`` ask for, checked; nothing has changed yet.
@@ -182,7 +176,7 @@ class Shell:
             batch: As there.
             generators: Sources of randomness, one per batch element; asked for where a start is random.
         """
-        self.mdp, self._ours = day.mdp, self._is_ours(day.mdp)
+        self.mdp, self._ours = day.mdp, is_ours(day.mdp, self.parameterization)
         if isinstance(day.initial, Tensor):
             return day.initial
         if day.initial == "uniform":
@@ -224,6 +218,18 @@ class Shell:
     def report(self, mu: Tensor, t: int) -> Report:
         """What the info says of ``mu`` ``[..., K]``, caused at step ``t``."""
         return Report.of(self.mdp, mu, t)
+
+
+def is_ours(mdp: MeanFieldMDP, *others: object) -> bool:
+    """Whether all that a step of a world calls, and the ``others``, is of this package."""
+    parts = (getattr(mdp, "motion", mdp), *mdp.constraints, *others)
+    return all(type(part).__module__.startswith("mf_taxi_env.") for part in parts)
+
+
+def without_gradients(ours: bool) -> torch.inference_mode | torch.no_grad:
+    """What to compute a step in: inference mode spares a seventh of its time over no_grad, but a motion, constraint or
+    parameterization of the user's own that differentiates inside could not do so there."""
+    return torch.inference_mode() if ours else torch.no_grad()
 
 
 def constraint_names(mdp: MeanFieldMDP) -> list[str]:

@@ -36,6 +36,21 @@ def test_draws_invert_the_distribution_function(size: int, kind: str) -> None:
     assert bool((at > uniform - 1e-9).all()) and bool((before <= uniform + 1e-9).all())
 
 
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_the_largest_number_stays_in_its_row(kind: str) -> None:
+    """Added to its row's index it is rounded up to the next row's first number; it leads to the last destination there is."""
+    size = 300
+    trips = skewed(size)
+    trips[:, -20:] = 0.0
+    trips /= trips.sum(-1, keepdim=True)
+    given = trips if kind == "dense" else SparseMatrix(sparse.csr_array(trips.numpy()), torch.float64, torch.device("cpu"))
+    cells, largest = torch.arange(size), torch.full((size,), 1.0 - 2.0**-53, dtype=torch.float64)
+    assert bool((cells[1:] + largest[1:] == cells[1:] + 1).all())
+    drawn = Destinations(given).draw(cells, largest)
+    assert bool((trips[cells, drawn] > 0).all())
+    assert bool((trips.cumsum(-1)[cells, drawn] > 1 - 1e-9).all())
+
+
 def test_shares_are_the_probabilities() -> None:
     """A million draws from one cell, within four standard deviations everywhere."""
     trips = skewed(30, seed=3)

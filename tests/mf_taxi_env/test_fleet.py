@@ -349,14 +349,29 @@ def test_travelled_is_the_mean_move_in_kilometres() -> None:
     assert 0.2 * 111 < travelled(1.0, 0.0) < 0.8 * 111
 
 
+def test_positions_may_be_set_however_they_lie_in_memory(make_scenario: Make) -> None:
+    """Columns first, or a slice that starts at an odd number: the same fleet as from a plain tensor."""
+    mdp = TaxiMDP(make_scenario(4))
+    plain = torch.rand(500, 2, generator=torch.Generator().manual_seed(0))
+    odd = torch.cat([torch.zeros(1), plain.flatten()])[1:].view(500, 2)
+    fleets = [FleetSimulator(mdp, 500, seed=0) for _ in range(3)]
+    for fleet, points in zip(fleets, (plain, plain.mT.contiguous().mT, odd), strict=True):
+        fleet.positions = points
+        fleet.step(torch.full((500, 2), 0.1))
+        fleet.serve()
+        assert torch.equal(fleet.positions, fleets[0].positions) and torch.equal(fleet.occupied, fleets[0].occupied)
+
+
 def test_positions_handed_out_are_not_overwritten(make_scenario: Make) -> None:
-    """Who keeps where a taxi was, such as an agent's data, keeps it: serving moves a new tensor."""
+    """Who keeps where a taxi was and whether it was taken, such as an agent's data, keeps it: serving makes new tensors."""
     fleet = FleetSimulator(TaxiMDP(make_scenario(4)), 500, seed=0)
-    held = fleet.positions
-    before = held.clone()
-    fleet.serve()
-    assert not torch.equal(fleet.positions, before)
-    assert torch.equal(held, before)
+    for _ in range(2):
+        held = fleet.positions, fleet.occupied
+        before = [tensor.clone() for tensor in held]
+        fleet.serve()
+        for now, kept, was in zip((fleet.positions, fleet.occupied), held, before, strict=True):
+            assert not torch.equal(now, was) and torch.equal(kept, was)
+        fleet.step(torch.zeros(500, 2))
 
 
 def test_a_rollout_keeps_its_final_positions(make_scenario: Make) -> None:

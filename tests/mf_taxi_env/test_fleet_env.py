@@ -150,6 +150,56 @@ def test_observations_fit_their_space_and_are_shared_read_only() -> None:
     assert np.array_equal(observations["taxi_4"]["position"], held)
 
 
+@pytest.mark.parametrize("form", ["list", "read-only", "backwards", "double"])
+def test_arrays_of_actions_may_have_any_form(form: str) -> None:
+    """What torch does not take as it is is copied; nothing that a client hands in is changed."""
+    actions = moves(20, 0)
+    forms = {
+        "list": actions.tolist(),
+        "read-only": actions.copy(),
+        "backwards": actions[::-1].copy()[::-1],
+        "double": actions * 1.0,
+    }
+    forms["read-only"].setflags(write=False)
+    given = forms[form].astype(np.float64) if form == "double" else forms[form]
+    one, other = fleet_parallel_env(20, **SMALL), fleet_parallel_env(20, **SMALL)
+    one.reset(seed=0), other.reset(seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen = one.step_array(given)[0]
+    assert np.array_equal(seen["position"], other.step_array(actions)[0]["position"])
+    assert np.array_equal(np.asarray(given, np.float32), moves(20, 0)) and np.array_equal(actions, moves(20, 0))
+
+
+def test_the_simulator_can_be_looked_at() -> None:
+    """Its kilometres are those of a simulator that is stepped alone, and a policy that reads its positions can learn."""
+    env = fleet_parallel_env(40, **SMALL)
+    fleet = FleetSimulator(env.mdp, 40, seed=3)
+    env.reset_array(seed=3)
+    for t in range(3):
+        env.step_array(moves(40, t))
+        fleet.step(torch.from_numpy(moves(40, t)))
+        assert all(torch.equal(a, b) for a, b in zip(env.fleet.kilometres, fleet.kilometres, strict=True))
+    assert min(map(float, fleet.kilometres)) > 0
+    weight = torch.ones(2, requires_grad=True)
+    (env.fleet.positions.clone() @ weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_a_motion_may_differentiate_inside() -> None:
+    """As in every env of this package: a step of a user's own motion is not computed in inference mode."""
+
+    def downhill(positions: torch.Tensor, mu: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            places = positions.clone().requires_grad_()
+            (slope,) = torch.autograd.grad((places - 0.5).square().sum(), places)
+        return (positions - 0.1 * slope + 0.1 * actions).clamp(0.0, 1.0)
+
+    env = fleet_parallel_env(20, motion=downhill, **SMALL)
+    env.reset_array(seed=0)
+    assert env.step_array(moves(20, 0))[0]["position"].shape == (20, 2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -189,6 +239,16 @@ def test_a_new_env_travels_to_other_processes() -> None:
     """Libraries pickle envs: the copy plays the same episode."""
     env = fleet_parallel_env(20, **SMALL)
     assert flat(episode(pickle.loads(pickle.dumps(env)), 4)) == flat(episode(env, 4))
+
+
+def test_a_running_env_travels_to_other_processes() -> None:
+    """In the middle of an episode, too: the copy goes on as the original does."""
+    env = fleet_parallel_env(20, **SMALL)
+    env.reset(seed=4)
+    env.step(named(env, moves(20, 0)))
+    copy = pickle.loads(pickle.dumps(env))
+    assert flat(copy.step(named(copy, moves(20, 1)))) == flat(env.step(named(env, moves(20, 1))))
+    assert copy.fleet.kilometres == env.fleet.kilometres
 
 
 def test_unknown_and_bad_arguments_are_named() -> None:
