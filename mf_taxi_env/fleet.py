@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
@@ -13,7 +14,8 @@ from mf_taxi_env.destinations import Destinations
 from mf_taxi_env.fleet_policy import FleetPolicy, KnowsItsField, by_position, checked
 from mf_taxi_env.information import MASS_FLOOR
 from mf_taxi_env.mdp import ParticleMDP
-from mf_taxi_env.odometer import Kilometres, Odometer, Reading
+from mf_taxi_env.odometer import Kilometres, Odometer
+from mf_taxi_env.scenarios.city import box_km
 from mf_taxi_env.taxi import TaxiMDP
 
 Resolution = Literal["cell", "continuous"]
@@ -77,8 +79,7 @@ class FleetSimulator:
         if self.device != mdp.device:
             raise ValueError(f"device must be the world's, {mdp.device}, got {self.device}; build the world on it")
         self._generator = torch.Generator(self.device).manual_seed(seed)
-        box = mdp.scenario.box if isinstance(mdp, TaxiMDP) else None
-        self._odometer = Odometer(box, keeps=n_taxis <= self._block)
+        self._sides = box_km(mdp.scenario.box) if isinstance(mdp, TaxiMDP) else (math.nan, math.nan)
         self._corners = mdp.centers - 0.5 / mdp.grid.cells
         self._begin()
 
@@ -100,8 +101,9 @@ class FleetSimulator:
         self.positions = points
         self._served = self._begun = False
         self._occupied = torch.zeros(self.n_taxis, dtype=torch.bool, device=self.device)
-        self._carried = [self._odometer.read(points[:0])]
-        self._travelled = (self._carried,) * 3
+        self._carried = self._odometer()
+        self._carried.add(points[:0])
+        self._odometers = (self._carried,) * 3
 
     @property
     def positions(self) -> Tensor:
@@ -133,7 +135,7 @@ class FleetSimulator:
     @property
     def kilometres(self) -> Kilometres:
         """What a taxi drove in the last step, on average; zeros before the first."""
-        return Kilometres(*(self._odometer.mean(ways, self.n_taxis).to(self.mdp.dtype) for ways in self._travelled))
+        return Kilometres(*((odometer.total() / self.n_taxis).to(self.mdp.dtype) for odometer in self._odometers))
 
     @torch.no_grad()
     def serve(self, mu: Tensor | None = None) -> Tensor:
@@ -159,7 +161,7 @@ class FleetSimulator:
         # New tensors: what was handed out stays what it was.
         self._occupied = torch.empty_like(self._occupied)
         self._positions = self._positions.clone(memory_format=torch.contiguous_format)
-        self._distribution, self._carried = None, []
+        self._distribution, self._carried = None, self._odometer()
         # Draws of one kind come after those of another, not block after block, whose size must not change what is drawn.
         blocks = [self._cells[block] for block in self._blocks()]
         riders = []
@@ -173,7 +175,7 @@ class FleetSimulator:
         ]
         for block, cells, taken, goal in zip(self._blocks(), blocks, riders, goals, strict=True):
             positions, there = self._positions[block], self._somewhere_in(goal)
-            self._carried.append(self._odometer.read(there - _rows(positions, taken)))
+            self._carried.add(there - _rows(positions, taken))
             _packed(positions).index_copy_(0, taken, _packed(there))
             cells.index_copy_(0, taken, city.grid.index(there))
 
@@ -201,17 +203,16 @@ class FleetSimulator:
     def _move(self, act: Callable[[slice, Tensor], Tensor], mu: Tensor) -> Tensor:
         """Move all taxis by the actions of ``act(block of taxis, where they depart)``."""
         landed, cells = torch.empty_like(self._positions), torch.empty_like(self._cells)
-        moved: list[Reading] = []
-        driven: list[Reading] = []
+        moved, driven = self._odometer(), self._odometer()
         for block in self._blocks():
             start = self._departures(block)
             goals = self.mdp.motion(start, mu, act(block, start).to(start.dtype))
             landed[block] = there = self.mdp.noise.sample(goals, self._generator)
             cells[block] = self.mdp.grid.index(there)
-            moved.append(self._odometer.read(goals - start))
-            driven.append(self._odometer.read(there - start))
+            moved.add(goals - start)
+            driven.add(there - start)
         self._positions, self._cells, self._distribution = landed, cells, None
-        self._travelled = (moved, driven, self._carried)
+        self._odometers = (moved, driven, self._carried)
         self._served = False
         self.t += 1
         return self.distribution
@@ -261,6 +262,9 @@ class FleetSimulator:
         """Uniform points of cells ``[n]``: ``[n, d]``."""
         corner = _rows(self._corners, cells)
         return corner.add_(self._uniform(*corner.shape).div_(self.mdp.grid.cells))
+
+    def _odometer(self) -> Odometer:
+        return Odometer(self._sides, keeps=self.n_taxis <= self._block)
 
     def _blocks(self) -> Iterator[slice]:
         return (slice(first, first + self._block) for first in range(0, self.n_taxis, self._block))

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from mf_taxi_env.scenarios.city import box_km
-
-#: Tells the sum of the lengths of ways, float64 ``[]``, when it is asked.
-Reading = Callable[[], Tensor]
 
 
 class Kilometres(NamedTuple):
@@ -25,31 +18,37 @@ class Kilometres(NamedTuple):
 
 
 class Odometer:
-    """Reads the ways of a fleet.
+    """Adds up the ways of a fleet, block by block.
 
     Args:
-        box: The city's limits, see :class:`~mf_taxi_env.Scenario`; None where there is no map.
+        sides: Kilometres across the city from west to east and from south to north; NaN where there is no map.
         keeps: Whether ways are kept, and measured only where somebody asks: time for small fleets, whose env does not ask, but
             the ways of a large one would take memory.
     """
 
-    def __init__(self, box: tuple[float, float, float, float] | None, *, keeps: bool) -> None:
-        self._width, self._height = (math.nan, math.nan) if box is None else box_km(box)
+    def __init__(self, sides: tuple[float, float], *, keeps: bool) -> None:
+        self._width, self._height = sides
         self._keeps = keeps
+        self._ways: list[Tensor] = []
 
-    def read(self, way: Tensor) -> Reading:
-        """The reading of ways ``[n, d]``, which the caller leaves as they are from now on."""
-        return partial(self._length, way) if self._keeps else partial(torch.clone, self._length(way))
+    def add(self, ways: Tensor) -> None:
+        """Ways ``[n, d]`` in sides of the city, which the caller leaves as they are from now on."""
+        if self._keeps or not self._ways:
+            self._ways.append(ways if self._keeps else self._length(ways))
+        else:
+            # In place: small tensors that every block left behind would keep the memory between them from being used again.
+            self._ways[0] += self._length(ways)
 
-    def mean(self, readings: Sequence[Reading], taxis: int) -> Tensor:
-        """Kilometres per taxi of a fleet, float64 ``[]``."""
-        return torch.stack([reading() for reading in readings]).sum() * (self._width / taxis)
+    def total(self) -> Tensor:
+        """Kilometres of all ways, float64 ``[]``."""
+        lengths = [self._length(ways) for ways in self._ways] if self._keeps else self._ways
+        return torch.stack(lengths).sum() * self._width
 
-    def _length(self, way: Tensor) -> Tensor:
-        """In widths of the city; summed in float64, for fleets are large."""
+    def _length(self, ways: Tensor) -> Tensor:
+        """Sum of the lengths of ways, in widths of the city; in float64, for fleets are large."""
         if math.isnan(self._width):
-            return way.new_zeros((), dtype=torch.float64)
-        x, y = way.unbind(-1)
+            return ways.new_zeros((), dtype=torch.float64)
+        x, y = ways.unbind(-1)
         # No way is longer than the city is: plain squares do what torch.hypot takes twice as long for, lest they overflow.
         squares = torch.addcmul(x.square(), y, y, value=(self._height / self._width) ** 2)
         return squares.sqrt_().sum(dtype=torch.float64)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from mf_taxi_env.odometer import Odometer
-from mf_taxi_env.scenarios.city import box_km
-
-BOX = (113.9, 114.3, 22.5, 22.6)
 
 
 def ways(n: int) -> torch.Tensor:
@@ -21,25 +20,29 @@ def ways(n: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("keeps", [True, False])
 def test_kilometres_are_lengths_on_the_map(keeps: bool) -> None:
-    """In a city that is wider than high, of several blocks, measured now or when asked."""
+    """In a city that is wider than high, of several blocks, measured now or when asked; asking twice adds nothing."""
     blocks = [ways(1000), ways(400), ways(1)]
-    odometer = Odometer(BOX, keeps=keeps)
-    readings = [odometer.read(block) for block in blocks]
-    width, height = box_km(BOX)
-    east, north = (torch.cat(blocks).double().numpy() * (width, height)).T
-    assert float(odometer.mean(readings, 700)) == pytest.approx(np.hypot(east, north).sum() / 700, rel=1e-6)
+    odometer = Odometer((41.1, 11.1), keeps=keeps)
+    for block in blocks:
+        odometer.add(block)
+    expected = np.hypot(*(torch.cat(blocks).double().numpy() * (41.1, 11.1)).T).sum()
+    for _ in range(2):
+        assert float(odometer.total()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_ways_of_large_fleets_are_not_kept() -> None:
     """They are measured at once; those of small fleets when asked."""
-    now, later = Odometer(BOX, keeps=False), Odometer(BOX, keeps=True)
+    now, later = Odometer((1.0, 1.0), keeps=False), Odometer((1.0, 1.0), keeps=True)
     way = ways(10)
-    readings = now.read(way), later.read(way)
+    for odometer in (now, later):
+        odometer.add(way)
     way.zero_()
-    assert float(now.mean(readings[:1], 1)) > 0 and float(later.mean(readings[1:], 1)) == 0
+    assert float(now.total()) > 0 and float(later.total()) == 0
 
 
-def test_there_are_no_kilometres_without_a_map() -> None:
+@pytest.mark.parametrize("keeps", [True, False])
+def test_there_are_no_kilometres_without_a_map(keeps: bool) -> None:
     """Not a number, in one dimension as well."""
-    odometer = Odometer(None, keeps=True)
-    assert odometer.mean([odometer.read(torch.ones(4, 1))], 4).isnan()
+    odometer = Odometer((math.nan, math.nan), keeps=keeps)
+    odometer.add(torch.ones(4, 1))
+    assert odometer.total().isnan()
