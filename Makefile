@@ -10,8 +10,8 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constra
 
 .PHONY: demo test check format docs benchmark clean
 
-demo: $(VENV)/.agent  ## Learn on the built-in city, then show the policy on 10,000 taxis
-	$(BIN)/safe-m3 train --scenario shenzhen --episodes 60 --out $(RUN) --resume
+demo: $(VENV)/.agent  ## Learn on the built-in city, for a fleet of 10,000 taxis, then show the policy on such a fleet
+	$(BIN)/safe-m3 train --scenario shenzhen --model gp --fleet 10000 --episodes 40 --out $(RUN) --resume
 	$(BIN)/safe-m3 fleet $(RUN) --taxis 10000
 
 test: $(VENV)/.dev  ## All tests, doctests included, in JOBS processes
@@ -45,7 +45,7 @@ $(BIN)/python:
 
 # One stamp per set of extras: an edit of the requirements installs again, nothing else does.
 $(VENV)/.agent: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[agent]'
+	$(PIP) --editable '.[agent,gp]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -39,6 +39,8 @@ class Constraint(Protocol):
       is at least zero exactly there, and equal to ``convex_margin``;
     - ``tangent(mu, slope)``, where ``margin`` is a minimum of linear functions ``offset + slope . mu`` and so has kinks: of
       those that touch it at ``mu``, the ``(offset, slope)`` whose slope ``[K]`` is nearest to the given one.
+
+    And ``scatter(mu)``, by how much the margins of finite fleets differ, which :func:`mf_taxi_env.safety.scatter` explains.
     """
 
     @property
@@ -69,6 +71,14 @@ class Constraint(Protocol):
             TypeError: If the safe set is not convex, or has no convex program of moderate size.
         """
         ...
+
+
+def deviation(mu: Tensor, slope: Tensor) -> Tensor:
+    """Standard deviation ``[...]`` of ``slope`` ``[..., K]`` in a cell drawn from ``mu`` ``[..., K]``: of a margin with this
+    slope, to first order, times the root of the number of taxis that are drawn."""
+    centred = slope - (mu * slope).sum(-1, keepdim=True)
+    variance: Tensor = (mu * centred.square()).sum(-1)
+    return variance.clamp_min(1e-12).sqrt()  # the root has no slope at zero
 
 
 def store(constraint: object, **fields: Any) -> None:

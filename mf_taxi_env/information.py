@@ -17,16 +17,17 @@ def floored_log(mu: Tensor) -> Tensor:
     return mu.clamp_min(MASS_FLOOR).log()
 
 
-def entropy(mu: Tensor) -> Tensor:
+def entropy(mu: Tensor, log: Tensor | None = None) -> Tensor:
     """Shannon entropy in nats.
 
     Args:
         mu: Distributions ``[..., K]``.
+        log: Their :func:`floored_log`, where it is at hand.
 
     Returns:
         ``-sum mu log mu``, ``[...]`` in ``[0, log K]``.
     """
-    return -(mu * floored_log(mu)).sum(-1)
+    return -(mu * (floored_log(mu) if log is None else log)).sum(-1)
 
 
 def entropy_fraction(mu: Tensor, log: Tensor | None = None) -> Tensor:
@@ -39,7 +40,7 @@ def entropy_fraction(mu: Tensor, log: Tensor | None = None) -> Tensor:
     size = mu.shape[-1]
     if size == 1:
         return torch.ones_like(mu[..., 0])
-    return -(mu * (floored_log(mu) if log is None else log)).sum(-1) / math.log(size)
+    return entropy(mu, log) / math.log(size)
 
 
 def kl_divergence(p: Tensor, q: Tensor, log_q: Tensor | None = None, log_p: Tensor | None = None) -> Tensor:

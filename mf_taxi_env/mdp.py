@@ -15,7 +15,7 @@ from mf_taxi_env.grid import Grid
 from mf_taxi_env.information import kl_divergence
 from mf_taxi_env.motion import Motion
 from mf_taxi_env.noise import Noise
-from mf_taxi_env.safety import Constraint
+from mf_taxi_env.safety import Constraint, EntropyFloor
 from mf_taxi_env.space import CUBE, Space
 
 
@@ -164,11 +164,16 @@ class MeanFieldMDP(ABC):
         """
         return self.move(self.shift(mu, t), actions, t).mu
 
-    def margins(self, mu: Tensor) -> Tensor:
-        """The margin of every constraint, ``[..., n_constraints]``; safe where all are at least zero."""
+    def margins(self, mu: Tensor, log_mu: Tensor | None = None) -> Tensor:
+        """The margin of every constraint, ``[..., n_constraints]``; safe where all are at least zero.
+
+        Args:
+            mu: Distributions ``[..., K]``.
+            log_mu: Their :func:`~mf_taxi_env.information.floored_log`, where it is at hand.
+        """
         if not self.constraints:
             return mu.new_zeros((*mu.shape[:-1], 0))
-        return torch.stack([constraint.margin(mu) for constraint in self.constraints], -1)
+        return torch.stack([_margin(constraint, mu, log_mu) for constraint in self.constraints], -1)
 
     def rollout(self, policy: Field, mu: Tensor | None = None) -> Trajectory:
         """One episode under ``policy``.
@@ -241,6 +246,13 @@ class ParticleMDP(MeanFieldMDP):
     def move(self, mu: Tensor, actions: Tensor, t: int = 0) -> Move:
         destinations = self.motion(self.centers, mu, actions)
         return Move(self.noise.push_forward(mu, destinations), mu.new_zeros(mu.shape[:-1]))
+
+
+def _margin(constraint: Constraint, mu: Tensor, log_mu: Tensor | None) -> Tensor:
+    """The margin, from the logarithm of the masses where that is given and of use to the constraint."""
+    if log_mu is not None and isinstance(constraint, EntropyFloor):
+        return constraint.margin(mu, log_mu)
+    return constraint.margin(mu)
 
 
 def checked_constraints(constraints: object) -> tuple[Constraint, ...]:

@@ -35,7 +35,7 @@ class FreeMotion:
     """A vehicle reaches the point it heads for: ``clip(s + a, 0, 1)`` (arXiv 2306.17052, Appendix D.2)."""
 
     def __call__(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Tensor:
-        return (positions + actions).clamp(0.0, 1.0)
+        return (positions + actions).clamp_(0.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -62,16 +62,22 @@ class _Kernel(NamedTuple):
     def dense(self, k: int, mass: Tensor, workspace: Tensor | None = None) -> Tensor:
         """Probabilities of all ``k`` cells, ``[..., d, n, k]``, those of the first axis times ``mass`` ``[..., n]``.
 
-        They are written to ``workspace`` where it fits.
+        They are written to ``workspace`` where it fits. Without slopes only their product over the axes is that of
+        probabilities, and the spans are used up: both spare time.
         """
         shape = (*self.within.shape, k)
         if workspace is None or workspace.shape != shape:
             workspace = self.spans.new_zeros(shape)
         else:
             workspace.zero_()
-        weights = self.within.reciprocal()
-        weights.select(-2, 0).mul_(mass)
-        return workspace.scatter_(-1, self.cells().mT, (self.spans * weights.unsqueeze(-2)).mT)
+        if self.arguments is None:
+            weighted = self.spans
+            weighted.select(-3, 0).mul_((mass / self.within.prod(-2)).unsqueeze(-2))
+        else:
+            weights = self.within.reciprocal()
+            weights.select(-2, 0).mul_(mass)
+            weighted = self.spans * weights.unsqueeze(-2)
+        return workspace.scatter_(-1, self.cells().mT, weighted.mT)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,10 @@ class _Region:
         self._check(mu)
         return mu.index_select(-1, tensor(self.region, torch.int64, mu.device)).sum(-1)
 
+    def scatter(self, mu: Tensor) -> Tensor:
+        mass = self._mass(mu)
+        return (mass * (1.0 - mass)).clamp_min(1e-12).sqrt()
+
     def _convex_mass(self, mu: Any) -> Any:
         import cvxpy as cp
 

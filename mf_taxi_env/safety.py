@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from mf_taxi_env.constraint import (
     check_size,
     checked_dimension,
     checked_size,
+    deviation,
     from_total_variation,
     is_number,
     length,
@@ -26,7 +29,7 @@ from mf_taxi_env.constraint import (
     tensor,
 )
 from mf_taxi_env.distances import DistanceCap, KeepAway
-from mf_taxi_env.information import MASS_FLOOR, entropy
+from mf_taxi_env.information import entropy, floored_log
 from mf_taxi_env.regions import RegionCapacity, RegionCoverage
 
 __all__ = [
@@ -38,7 +41,37 @@ __all__ = [
     "RegionCoverage",
     "SmoothedEntropyFloor",
     "WeightedEntropyFloor",
+    "scatter",
 ]
+
+
+def scatter(constraints: Sequence[Constraint], mu: Tensor) -> Tensor:
+    """By how much margins of finite fleets differ: those of ``m`` taxis have the standard deviation ``scatter / sqrt(m)``.
+
+    To first order in ``1 / sqrt(m)``, for taxis drawn independently from ``mu``: the delta method, for the entropy Basharin
+    (1959), "On a statistical estimate for the entropy of a sequence of independent random variables".
+
+    Args:
+        constraints: Constraints that have a ``scatter(mu)`` ``[...]``: entropy floors and those on regions.
+        mu: Distributions ``[..., K]``.
+
+    Returns:
+        ``[..., n_constraints]``, in the constraints' units.
+
+    Raises:
+        ValueError: If a constraint has none.
+
+    Example:
+        >>> import torch
+        >>> scatter([RegionCapacity([0], 0.5)], torch.full((4,), 0.25))  # sqrt(p (1 - p))
+        tensor([0.4330])
+    """
+    for constraint in constraints:
+        if not hasattr(constraint, "scatter"):
+            raise ValueError(f"constraints must be able to say how finite fleets scatter, {constraint!r} has no scatter(mu)")
+    if not constraints:
+        return mu.new_zeros((*mu.shape[:-1], 0))
+    return torch.stack([constraint.scatter(mu) for constraint in constraints], -1)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -72,8 +105,11 @@ class EntropyFloor:
     def name(self) -> str:
         return "entropy"
 
-    def margin(self, mu: Tensor) -> Tensor:
-        return entropy(mu) - self.fraction * math.log(mu.shape[-1])
+    def margin(self, mu: Tensor, log_mu: Tensor | None = None) -> Tensor:
+        return entropy(mu, log_mu) - self.fraction * math.log(mu.shape[-1])
+
+    def scatter(self, mu: Tensor) -> Tensor:
+        return deviation(mu, floored_log(mu))
 
     def convex_margin(self, mu: Any) -> Any:
         import cvxpy as cp
@@ -125,8 +161,11 @@ class WeightedEntropyFloor:
 
     def margin(self, mu: Tensor) -> Tensor:
         check_size(mu, len(self.weights))
-        weighted: Tensor = (tensor(self.weights, mu.dtype, mu.device) * mu * mu.clamp_min(MASS_FLOOR).log()).sum(-1)
+        weighted: Tensor = (tensor(self.weights, mu.dtype, mu.device) * mu * floored_log(mu)).sum(-1)
         return -weighted - self.fraction * self.largest
+
+    def scatter(self, mu: Tensor) -> Tensor:
+        return deviation(mu, tensor(self.weights, mu.dtype, mu.device) * (floored_log(mu) + 1.0))
 
     def convex_margin(self, mu: Any) -> Any:
         import cvxpy as cp
@@ -191,6 +230,9 @@ class SmoothedEntropyFloor:
     def margin(self, mu: Tensor) -> Tensor:
         smoothed: Tensor = (mu * (mu + self.epsilon).log()).sum(-1)
         return -smoothed - self._floor(mu)
+
+    def scatter(self, mu: Tensor) -> Tensor:
+        return deviation(mu, (mu + self.epsilon).log() + mu / (mu + self.epsilon))
 
     def convex_margin(self, mu: Any) -> Any:
         import cvxpy as cp

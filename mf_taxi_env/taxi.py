@@ -151,12 +151,12 @@ class TaxiMDP(ParticleMDP):
     def shift(self, mu: Tensor, t: int = 0) -> Tensor:
         """Passenger trips: ``min(mu, rho) Phi + (mu - min(mu, rho))``, ``[..., K]``."""
         # mu - idle = min(mu, rho) is mu * min(1, rho / mu) without the quotient, whose gradient is NaN at an empty cell.
-        idle = (mu - self.demand(t)).relu()
+        idle = (mu - self.demand(t)).relu_()
         served, trips = mu - idle, self.trips(t)
         if isinstance(trips, Tensor) and trips.dim() > 2:  # cities side by side
             return (served.unsqueeze(-2) @ trips).squeeze(-2) + idle
-        shifted: Tensor = served @ trips + idle
-        return shifted
+        shifted: Tensor = served @ trips
+        return shifted.add_(idle)
 
     def reward(self, mu: Tensor, actions: Tensor, next_mu: Tensor, t: int = 0) -> Tensor:
         """``-KL(rho || mu)`` in nats, ``[...]``, at most zero."""

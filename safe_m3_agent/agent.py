@@ -277,12 +277,13 @@ class SafeM3UCRL:
 
     def _episode(self) -> Episode:
         start = time.perf_counter()
-        certifies = self.config.constrained and bool(self.mdp.constraints) and not self.model.exact
+        certifies = self.config.constrained and self.config.certified and bool(self.mdp.constraints) and not self.model.exact
         calibrated = self.config.calibrate and certifies
         tau = self.calibration.tau if calibrated else 1.0
         beta = self.calibration.width(tau, least=self.config.beta) if calibrated else self.config.beta
         learned = HallucinatedMDP(self.mdp, self.model, beta, self.trips)
         planned = learned.with_lemma2(self.config.lipschitz) if self.config.tightening == "lemma2" else learned
+        planned = planned.for_fleet(self.config.fleet) if self.config.fleet else planned
         decision = self._improvement.improve(planned, self._policy, self._generator, transitions=self._transitions.size)
         self._policy = decision.policy
         with torch.no_grad():

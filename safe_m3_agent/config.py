@@ -33,6 +33,10 @@ class Config:
         learn_trips: Learn where passengers go, too, from those of representative taxis; ``False`` is given it. Only for cities
             whose trips are the same at all steps.
         constrained: ``False`` is M3-UCRL: no barrier and no certificate; margins are still recorded.
+        certified: Execute certified policies only. ``False`` executes every plan, as published: a tightened barrier is then all
+            that keeps the fleet safe, and its weight falls with every plan.
+        fleet: Taxis of a fleet, at least 1, that plans and certificates are to carry over to: they keep what the margins of
+            such a fleet scatter by, see :meth:`HallucinatedMDP.for_fleet`. 0 is the mean field, an infinite fleet.
         optimistic: Choose the hallucinated control together with the policy (Eq. 8a); ``False`` plans on the model's mean.
         beta: Half-width of the confidence set in epistemic standard deviations, at least 0; the certificate widens it for the
             number of members, see :func:`~safe_m3_agent.certificate.confidence_radius`.
@@ -68,6 +72,8 @@ class Config:
     model: ModelName = "ensemble"
     learn_trips: bool = False
     constrained: bool = True
+    certified: bool = True
+    fleet: int = 0
     optimistic: bool = True
     beta: float = 3.5
     calibrate: bool = True
@@ -104,7 +110,8 @@ class Config:
         if not 0 < self.delta < 1:
             raise ValueError(f"delta must lie in (0, 1), got {self.delta!r}")
         for name, least in (
-            ("representative_agents", 1), ("exploration_candidates", 1), ("adversaries", 0), ("rounds", 1), ("growth", 0)
+            ("representative_agents", 1), ("exploration_candidates", 1), ("adversaries", 0), ("rounds", 1), ("growth", 0),
+            ("fleet", 0),
         ):  # fmt: skip
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Never
@@ -10,12 +11,17 @@ from typing import Never
 import torch
 from torch import Tensor
 
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.mdp import Field, MeanFieldMDP, Move, ParticleMDP
+from mf_taxi_env.safety import scatter
 from mf_taxi_env.taxi import TaxiMDP
 from safe_m3_agent.model.dynamics_model import DynamicsModel
 from safe_m3_agent.model.trip_model import TripModel
 from safe_m3_agent.tangent import Tangent, applied
 from safe_m3_agent.tightening import LipschitzConfig, lemma2_tightening
+
+#: Standard deviations of a finite fleet's margins that plans and certificates keep: a Gaussian falls lower once in 4,300 times.
+FLEET_DEVIATIONS = 3.5
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class HallucinatedMDP(MeanFieldMDP):
         self._tangent: list[Tangent] | None = None
         self._forms: dict[int, Tensor] = {}  # of the tangent, in this world's direction, as far as they were needed
         self._steps_of_doubt: Tensor | None = None
+        self._taxis = 0
 
     @property
     def exact(self) -> bool:
@@ -187,6 +194,30 @@ class HallucinatedMDP(MeanFieldMDP):
         reached = lemma2_tightening(self.largest_uncertainty(), self.horizon, self.beta, lipschitz)
         world._steps_of_doubt = reached.diff(prepend=reached.new_zeros(1))
         return world
+
+    def for_fleet(self, taxis: int) -> HallucinatedMDP:
+        """The same world, whose margins are those that a finite fleet keeps with near certainty.
+
+        From each margin ``FLEET_DEVIATIONS`` standard deviations of a fleet's own are taken, ``sqrt(V(mu) / m)`` with the
+        variance ``V`` for one taxi, see :func:`mf_taxi_env.safety.scatter`. It is what is left once the bias of an empirical
+        entropy is corrected (:func:`mf_taxi_env.fleet_metrics.corrected_margins`).
+
+        Args:
+            taxis: ``m``, at least 1.
+
+        Raises:
+            ValueError: If there are no taxis, or a constraint cannot say how its margin scatters.
+        """
+        world = copy.copy(self)
+        world._taxis = whole_number("taxis", taxis, least=1)
+        scatter(self.constraints, self.initial())  # one that cannot say so is to be named here
+        return world
+
+    def margins(self, mu: Tensor, log_mu: Tensor | None = None) -> Tensor:
+        margins = super().margins(mu, log_mu)
+        if not self._taxis:
+            return margins
+        return margins - FLEET_DEVIATIONS / math.sqrt(self._taxis) * scatter(self.constraints, mu)
 
     @torch.no_grad()
     def largest_uncertainty(self) -> Tensor:

@@ -94,8 +94,8 @@ class SafeImprovement:
             return Decision(policy, weight=self.weight)
         before = self.weight, self.adversaries, self.anew_at
         try:
-            if not self.config.constrained:
-                decision = self._unconstrained(learned, policy, generator)
+            if not (self.config.constrained and self.config.certified):
+                decision = self._uncertified(learned, policy, generator)
             else:
                 decision = self._constrained(learned, policy, generator, anew=self._is_due(learned, transitions))
         except FloatingPointError:
@@ -112,12 +112,14 @@ class SafeImprovement:
         self.anew_at = transitions
         return True
 
-    def _unconstrained(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator) -> Decision:
-        """M3-UCRL: whatever the planner comes up with."""
-        optimistic = self.config.optimistic and not learned.model.exact
+    def _uncertified(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator) -> Decision:
+        """Whatever the planner comes up with: M3-UCRL, and, with a barrier, Safe-M3-UCRL as published."""
+        optimistic, before = self.config.optimistic and not learned.model.exact, self.weight
         none = self.adversaries[:0]
         policy, objective = self._plan(learned, policy, generator, self.config.rounds, none, optimistic=optimistic)
-        return Decision(policy, objective=objective)
+        if self.weight:
+            self.weight = self.config.barrier.after(self.weight, certified=True)
+        return Decision(policy, objective=objective, weight=before)
 
     def _constrained(
         self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator, *, anew: bool = False

@@ -22,20 +22,24 @@ class PolicyConfig:
 
     Attributes:
         kind: ``"field"``: one learnable action per cell, blind to ``mu`` (``L_pi = 0`` in the distribution, so an adversary has
-            nothing to exploit); ``"network"``: a network of position and ``mu`` plus such a field.
+            nothing to exploit); ``"network"``: a network of position and ``mu``.
         per_step: A field of its own for every step of the episode instead of one for all.
         hidden: Hidden widths of the network.
+        residual: Add such a field to the network, so that neighbouring cells can differ; ``False`` is the published policy.
     """
 
     kind: PolicyKind = "field"
     per_step: bool = False
     hidden: tuple[int, ...] = (256, 256)
+    residual: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(PolicyKind):
             raise ValueError(f"policy kind must be 'field' or 'network', got {self.kind!r}")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden must name at least one positive width, got {self.hidden!r}")
+        if self.kind == "network" and self.per_step and not self.residual:
+            raise ValueError("per_step must be False for a network without a residual field, got True: it has nothing per step")
 
 
 class Policy(nn.Module, ABC):
@@ -93,7 +97,7 @@ class FieldPolicy(Policy):
 
 
 class NetworkPolicy(Policy):
-    """A network of position and distribution, plus a learnable field that lets neighbouring cells differ.
+    """A network of position and distribution, plus, unless told otherwise, a learnable field: neighbouring cells can differ.
 
     The first layer is split, ``W_s s + W_mu (K mu)``, so that the distribution's part is computed once for a whole fleet
     instead of being repeated per taxi. On a ring ``s`` is its sine and cosine. The last layer starts at zero: a new policy
@@ -103,7 +107,7 @@ class NetworkPolicy(Policy):
         mdp: The world; it gives grid, dtype and device.
         hidden: Hidden widths, at least one.
         generator: Source of the initial weights.
-        steps: Number of residual fields: 1, or the horizon for one per step.
+        steps: Number of residual fields: 1, or the horizon for one per step; 0 for none.
     """
 
     def __init__(self, mdp: MeanFieldMDP, hidden: tuple[int, ...], generator: torch.Generator, steps: int = 1) -> None:
@@ -127,7 +131,7 @@ class NetworkPolicy(Policy):
         self.from_mu = layer(mdp.grid.size, hidden[0], bias=False)
         self.inner = nn.ModuleList(layer(a, b) for a, b in pairwise(hidden))
         self.out = layer(hidden[-1], mdp.grid.dimension, zero=True)
-        self.residual = FieldPolicy(mdp, steps)
+        self.residual = FieldPolicy(mdp, steps) if steps else None
         self.register_buffer("centers", centers, persistent=False)
 
     def prepared(self) -> Field:
@@ -135,15 +139,16 @@ class NetworkPolicy(Policy):
         return _NetworkField(self, self.from_position(self.space.coordinates(self.centers)))
 
     def per_cell(self) -> list[nn.Parameter]:
-        return self.residual.per_cell()
+        return [] if self.residual is None else self.residual.per_cell()
 
     def at(self, mu: Tensor, t: int) -> Callable[[Tensor], Tensor]:
-        common, residual = self._of_distribution(mu) + self.from_position.bias, self.residual.raw(t)
+        common = self._of_distribution(mu) + self.from_position.bias
+        residual = None if self.residual is None else self.residual.raw(t)
 
         def act(positions: Tensor) -> Tensor:
             coordinates = self.space.coordinates(positions)
             raw = self._upper(nn.functional.linear(coordinates, self.from_position.weight, common))
-            return (raw + residual.index_select(0, self.grid.index(positions))).tanh()
+            return (raw if residual is None else raw + residual.index_select(0, self.grid.index(positions))).tanh()
 
         return act
 
@@ -183,7 +188,8 @@ class _NetworkField:
     located: Tensor  #: the centres' part of the first layer [K, h]
 
     def field(self, mu: Tensor, t: int) -> Tensor:
-        return (self.policy.network(self.located, mu) + self.policy.residual.raw(t)).tanh()
+        raw, residual = self.policy.network(self.located, mu), self.policy.residual
+        return (raw if residual is None else raw + residual.raw(t)).tanh()
 
 
 def make_policy(config: PolicyConfig, mdp: MeanFieldMDP, generator: torch.Generator) -> Policy:
@@ -191,4 +197,4 @@ def make_policy(config: PolicyConfig, mdp: MeanFieldMDP, generator: torch.Genera
     steps = mdp.horizon if config.per_step else 1
     if config.kind == "field":
         return FieldPolicy(mdp, steps)
-    return NetworkPolicy(mdp, config.hidden, generator, steps)
+    return NetworkPolicy(mdp, config.hidden, generator, steps if config.residual else 0)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from baselines import cli as benchmark_cli
 from mf_taxi_env import EntropyFloor, TaxiMDP, load_scenario
 from mf_taxi_env import cli as city_cli
 from safe_m3_agent import Config, SafeM3UCRL, cli
@@ -21,6 +22,12 @@ from safe_m3_agent.planners.ddpg_config import DDPGConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("[mps]*/*.md"))]
+#: The commands of the project, their modules, and what they offer.
+PROGRAMS = {
+    "safe-m3": (cli, ("train", "evaluate", "fleet", "figures")),
+    "mf-taxi": (city_cli, ("build", "show", "trips")),
+    "python -m baselines": (benchmark_cli, ("run", "table")),
+}
 #: Pages on which a code span that starts with dashes is options of ``safe-m3 train``.
 OF_THE_AGENT = [page for page in PAGES if page.parent.name in ("models", "planners", "safety") or page.name == "method.md"]
 
@@ -38,16 +45,16 @@ def test_snippets_run(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def commands(page: Path) -> Iterator[str]:
-    """The lines of a page that call ``safe-m3`` or ``mf-taxi``, with the variables of its shell loops filled in."""
-    text = page.read_text()
+    """The lines of a page that call one of the programs, with the variables of its shell loops filled in."""
+    text, program = page.read_text(), "|".join(PROGRAMS)
     for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         variables = {"seed": "0", **dict(re.findall(r'(\w+)="(.*)"', block))}
         for line in block.replace("\\\n", " ").splitlines():
             for name, value in reversed(variables.items()):  # a later one may hold an earlier one
                 line = line.replace(f"${name}", value)
-            if called := re.search(r"\b(safe-m3|mf-taxi) .*", line):
+            if called := re.search(rf"\b({program}) .*", line):
                 yield called[0]
-    yield from re.findall(r"`((?:safe-m3 \w+|mf-taxi \w+) [^`]+)`", text)
+    yield from re.findall(rf"`((?:{program}) \w+ [^`]+)`", text)
     if page in OF_THE_AGENT:
         yield from (f"safe-m3 train {options}" for options in re.findall(r"`(--[^`]+)`", text))
 
@@ -66,13 +73,14 @@ def idle(function: Callable[..., Any], called: list[str]) -> Callable[..., None]
 def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A renamed or misspelt option on a page fails here: every command is parsed, and none is carried out."""
     called: list[str] = []
-    for module, names in ((cli, ("train", "evaluate", "fleet", "figures")), (city_cli, ("build", "show", "trips"))):
+    for module, names in PROGRAMS.values():
         for name in names:
             monkeypatch.setattr(module, name, idle(getattr(module, name), called))
     for command in commands(page):
-        program, *arguments = shlex.split(command, comments=True)
+        program = next(name for name in PROGRAMS if command.startswith(name))
+        arguments = shlex.split(command.removeprefix(program), comments=True)
         try:
-            (cli if program == "safe-m3" else city_cli).main(arguments)
+            PROGRAMS[program][0].main(arguments)
         except SystemExit as error:
             pytest.fail(f"{command}: exit status {error.code}")
         assert called.pop() == arguments[0]
@@ -84,6 +92,7 @@ def test_commands_are_found() -> None:
     assert "safe-m3 train --scenario shenzhen-real.npz --seed 0 --out runs/real-0" in found["replicate.md"]
     assert "safe-m3 figures runs/base-* --out figures --only 4" in found["replicate.md"]
     assert "safe-m3 train --ddpg.noise-hold 12" in found["mf-ddpg.md"]
+    assert "python -m baselines table runs/benchmark --out runs/table" in found["add_algorithm.md"]
 
 
 def rows(text: str) -> dict[str, str]:

@@ -55,9 +55,9 @@ class Report(NamedTuple):
     @classmethod
     def of(cls, mdp: MeanFieldMDP, mu: Tensor, t: int) -> Report:
         """What is to be said of ``mu`` ``[..., K]``, caused at step ``t``."""
-        margins = mdp.margins(mu)
+        log = floored_log(mu)  # one for all: this is half of what a report costs
+        margins = mdp.margins(mu, log)
         worst = margins.amin(-1) if margins.shape[-1] else mu.new_full(mu.shape[:-1], torch.inf)
-        log = floored_log(mu)  # one for both: this is half of what a report costs
         return cls(worst, margins, entropy_fraction(mu, log), mdp.target_kl(mu, t, log))
 
     def info(self, constraint_names: Sequence[str]) -> dict[str, Any]:
@@ -97,6 +97,7 @@ class Shell:
         self.mdp = self._home
         self.mdp.margins(self.mdp.initial())  # a constraint of another grid is to fail here, not in an episode
         self.parameterization = make_parameterization(parameterization, self.mdp.grid, self.mdp.action_dim)
+        self._ours = self._is_ours(self.mdp)
         self.observe_time = observe_time
         self.scale = float(self.mdp.grid.size if observation == "density" else 1.0)
         high = np.full(self.mdp.grid.size + observe_time, self.scale, np.float32)
@@ -131,9 +132,12 @@ class Shell:
     def without_gradients(self) -> torch.inference_mode | torch.no_grad:
         """What to compute a step in: inference mode spares a seventh of its time over no_grad, but a motion, constraint or
         parameterization of the user's own that differentiates inside could not do so there."""
-        parts = (getattr(self.mdp, "motion", self.mdp), self.parameterization, *self.mdp.constraints)
-        ours = all(type(part).__module__.startswith("mf_taxi_env.") for part in parts)
-        return torch.inference_mode() if ours else torch.no_grad()
+        return torch.inference_mode() if self._ours else torch.no_grad()
+
+    def _is_ours(self, mdp: MeanFieldMDP) -> bool:
+        """Whether all that a step of a world calls is of this package."""
+        parts = (getattr(mdp, "motion", mdp), self.parameterization, *mdp.constraints)
+        return all(type(part).__module__.startswith("mf_taxi_env.") for part in parts)
 
     def day(self, options: Mapping[str, Any] | None, batch: tuple[int, ...]) -> Day:
         """What ``options`` of ``reset`` ask for, checked; nothing has changed yet.
@@ -178,7 +182,7 @@ class Shell:
             batch: As there.
             generators: Sources of randomness, one per batch element; asked for where a start is random.
         """
-        self.mdp = day.mdp
+        self.mdp, self._ours = day.mdp, self._is_ours(day.mdp)
         if isinstance(day.initial, Tensor):
             return day.initial
         if day.initial == "uniform":

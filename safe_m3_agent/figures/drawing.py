@@ -42,12 +42,16 @@ def save_drawing(drawing: Drawing, folder: Path, name: str, formats: Sequence[st
     """
     paths = [save_figure(drawing.figure, folder / f"{name}.{kind}") for kind in formats]
     for part, table in drawing.tables.items():
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(table.columns)
-        writer.writerows(table.rows)
-        target = folder / (f"{name}_{part}.csv" if part else f"{name}.csv")
-        with replacing(target) as temporary:
-            temporary.write_text(text.getvalue())
-        paths.append(target)
+        paths.append(save_table(table, folder / (f"{name}_{part}.csv" if part else f"{name}.csv")))
     return paths
+
+
+def save_table(table: Table, target: Path) -> Path:
+    """Write a table as CSV, whole or not at all, and return its path."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(table.rows)
+    with replacing(target) as temporary:
+        temporary.write_text(text.getvalue())
+    return target

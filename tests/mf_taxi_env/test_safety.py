@@ -26,6 +26,7 @@ from mf_taxi_env.safety import (
     RegionCoverage,
     SmoothedEntropyFloor,
     WeightedEntropyFloor,
+    scatter,
 )
 
 F64 = torch.float64
@@ -445,3 +446,28 @@ def test_constraints_in_a_world_singly_and_together(make_scenario: Callable[...,
         torch.testing.assert_close(alone.margins[:, 0], together.margins[:, index])
     assert int(together.violations) == int((together.margins < 0).any(-1).sum()) > 0
     assert len({constraint.name for constraint in ALL}) == len(ALL)
+
+
+SCATTERING = [EntropyFloor(0.6), *[one for one in CONVEX if hasattr(one, "scatter")]]
+
+
+@pytest.mark.parametrize("constraint", SCATTERING, ids=str)
+def test_scatter_is_that_of_sampled_fleets(constraint: Any) -> None:
+    """Margins of fleets drawn from a distribution differ by ``scatter / sqrt(m)``; batch = loop, finite slopes at corners."""
+    taxis, mu = 20_000, simplex(3)
+    drawn = np.random.default_rng(0).multinomial(taxis, mu.numpy(), size=4000) / taxis
+    margins = constraint.margin(torch.from_numpy(drawn))
+    assert float(margins.std()) == pytest.approx(float(constraint.scatter(mu)) / taxis**0.5, rel=0.05)
+    batch = torch.stack([simplex(seed) for seed in range(3)])
+    torch.testing.assert_close(scatter([constraint], batch)[2, 0], constraint.scatter(batch[2]))
+    for corner in (torch.full((9,), 1 / 9), torch.eye(9)[0]):
+        corner = corner.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(constraint.scatter(corner), corner)
+        assert bool(gradient.isfinite().all())
+
+
+def test_a_constraint_without_scatter_is_named() -> None:
+    """Not every distance can say how a fleet's margin scatters; no constraint scatters nothing."""
+    with pytest.raises(ValueError, match=r"constraints .*DistanceCap.* no scatter"):
+        scatter([EntropyFloor(0.5), DistanceCap(NINE, 0.3, "tv")], simplex(0))
+    assert scatter([], simplex(0)).shape == (0,)

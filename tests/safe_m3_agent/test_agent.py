@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mf_taxi_env import EntropyFloor, FleetSimulator, TaxiMDP, load_scenario
+from mf_taxi_env.fleet_metrics import corrected_margins
 from safe_m3_agent import Config, Episode, History, SafeM3UCRL
 from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
@@ -300,6 +301,19 @@ def test_fleets_follow_the_policy(safe: SafeM3UCRL, town: TaxiMDP) -> None:
     with torch.no_grad():
         mu = town.rollout(safe.policy).mu
     assert float((rollout.distributions - mu).abs().sum(-1).max()) / 2 < 0.03
+
+
+def test_certificates_carry_over_to_the_fleet_they_are_made_for(town: TaxiMDP) -> None:
+    """With the motion known plans go to the very edge: one made for a fleet keeps the floor there, another does not."""
+    config = Config(model="known", barrier=BarrierConfig(fall=0.5), bptt=BPTTConfig(learning_rate=0.02))
+    kept = []
+    for fleet in (0, 1000):
+        agent = SafeM3UCRL(town, replace(config, fleet=fleet), seed=0)
+        agent.learn(6)
+        paths = [FleetSimulator(town, 1000, seed=seed).rollout(agent.policy).distributions[1:] for seed in range(20)]
+        margins = [float(corrected_margins(town.margins(path), town, 1000).min()) for path in paths]
+        kept.append(sum(margin >= 0 for margin in margins))
+    assert kept[0] <= 15 and kept[1] == 20
 
 
 @pytest.mark.parametrize("kind", ["field", "network"])

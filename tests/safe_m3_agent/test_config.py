@@ -25,6 +25,8 @@ CHANGED = Config(
     model="known",
     learn_trips=True,
     constrained=False,
+    certified=False,
+    fleet=10_000,
     optimistic=False,
     beta=1.5,
     calibrate=False,
@@ -80,6 +82,7 @@ def test_the_example_changes_every_kind_of_setting() -> None:
         ({"anew": 1.0}, "anew must be a finite number > 1, or 0 for never, got 1.0"),
         ({"anew": math.inf}, "anew must be a finite number > 1, or 0 for never, got inf"),
         ({"adversaries": -1}, "adversaries must be at least 0, got -1"),
+        ({"fleet": -1}, "fleet must be at least 0, got -1"),
     ],
 )
 def test_settings_are_validated(options: dict[str, object], message: str) -> None:

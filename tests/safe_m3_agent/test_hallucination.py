@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from mf_taxi_env import FreeMotion, MeanFieldMDP, TaxiMDP
+from mf_taxi_env.safety import scatter
 from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.certificate import Certifier
-from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
+from safe_m3_agent.hallucination import FLEET_DEVIATIONS, HallucinatedField, HallucinatedMDP
 from safe_m3_agent.model.dynamics_model import KnownModel
 from safe_m3_agent.model.ensemble import EnsembleConfig, ProbabilisticEnsemble
 from safe_m3_agent.model.trip_model import TripModel
@@ -197,6 +198,19 @@ def test_plausible_worlds_leave_the_original_alone(learned: HallucinatedMDP, wor
     before = learned.rollout(policy).mu
     learned.plausible(torch.full((4, 5), 0.8)).rollout(policy)
     assert torch.equal(learned.rollout(policy).mu, before)
+
+
+def test_a_fleets_margins_are_lower_by_its_scatter(learned: HallucinatedMDP, world: TaxiMDP) -> None:
+    """In plausible worlds and tangents, too; the world it was made of and the true one keep theirs."""
+    stay = FieldPolicy(world)
+    ours = learned.for_fleet(1000)
+    for judge in (ours, ours.plausible(torch.zeros(learned.directions)), ours.near(stay)):
+        path = judge.rollout(stay)
+        less = learned.margins(path.mu[1:]) - FLEET_DEVIATIONS / 1000**0.5 * scatter(world.constraints, path.mu[1:])
+        torch.testing.assert_close(path.margins, less)
+        assert bool((path.margins < world.margins(path.mu[1:]) - 1e-3).all())
+    with pytest.raises(ValueError, match=r"taxis .* 0"):
+        learned.for_fleet(0)
 
 
 def test_beta_is_validated(world: TaxiMDP, model: ProbabilisticEnsemble) -> None:

@@ -316,6 +316,15 @@ def test_without_constraints_the_plan_is_executed(town: TaxiMDP, monkeypatch: py
     assert asked[0]["weight"] == 0.0
 
 
+def test_as_published_every_plan_is_executed_behind_a_barrier(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without certificates the barrier stays, its weight falls with every plan, and one that breaks the floor is executed."""
+    asked = planned(monkeypatch, torch.tensor(3.0))
+    decision, start, improvement = decide(town, replace(ONE_ROUND, certified=False))
+    assert decision.policy is not start and not decision.taken and math.isnan(decision.worst_margin)
+    assert asked[0]["weight"] == decision.weight == ONE_ROUND.barrier.initial > improvement.weight
+    assert float(town.rollout(decision.policy).worst_margin.detach()) < 0
+
+
 def test_nothing_is_planned_without_data(town: TaxiMDP, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the first transition an agent that has to learn stays put; one that knows the motion plans."""
     asked = planned(monkeypatch, torch.tensor(0.0))

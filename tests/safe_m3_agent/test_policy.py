@@ -14,6 +14,7 @@ KINDS = [
     PolicyConfig("field", per_step=True),
     PolicyConfig("network", hidden=(8,)),
     PolicyConfig("network", per_step=True, hidden=(8, 6)),
+    PolicyConfig("network", hidden=(8,), residual=False),
 ]
 
 
@@ -138,7 +139,12 @@ def test_a_step_after_the_last_field_uses_the_last(world: TaxiMDP) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"kind": "tree"}, "'field' or 'network', got 'tree'"), ({"hidden": ()}, "hidden"), ({"hidden": (8, 0)}, r"got \(8, 0\)")],
+    [
+        ({"kind": "tree"}, "'field' or 'network', got 'tree'"),
+        ({"hidden": ()}, "hidden"),
+        ({"hidden": (8, 0)}, r"got \(8, 0\)"),
+        ({"kind": "network", "per_step": True, "residual": False}, "per_step must be False"),
+    ],
 )
 def test_settings_are_validated(options: dict[str, object], message: str) -> None:
     """Unknown kinds and empty layers are refused."""

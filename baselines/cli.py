@@ -1,0 +1,137 @@
+"""``python -m baselines``: run algorithms against each other, and make the table. Needs the extra ``baselines``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from baselines.algorithm import Budget
+from mf_taxi_env.checks import whole_number
+
+try:
+    import tyro
+
+    from baselines.leaderboard import make_leaderboard
+    from baselines.plans import Benchmark, Plan
+    from baselines.run_folder import ERROR_FILE, Result
+    from baselines.runner import run_all
+except ImportError as error:
+    # A user who left out the extra gets a hint from main(), not a traceback from here.
+    _MISSING: ImportError | None = error
+else:
+    _MISSING = None
+
+
+def run(
+    algorithms: tuple[str, ...],
+    scenarios: tuple[str, ...] = ("shenzhen",),
+    seeds: int = 5,
+    first_seed: int = 0,
+    cells: int = 25,
+    env_steps: int = 1_000_000,
+    seconds: float = 600.0,
+    out: Path = Path("runs/benchmark"),
+    taxis: int = 10_000,
+    fleet_runs: int = 5,
+    workers: int | None = None,
+    ray: str | None = None,
+    device: str = "cpu",
+) -> None:
+    """Let algorithms learn under one budget. The same command goes on with what is missing.
+
+    Args:
+        algorithms: Names of registered algorithms, or `path/to/script.py:NAME` for one that a script registers.
+        scenarios: Names of cities, or paths of .npz files made by `mf-taxi build`.
+        seeds: Runs of every algorithm in every city, each with a seed of its own.
+        first_seed: The first seed; the others follow.
+        cells: Cells per axis.
+        env_steps: Steps of the true world that a run may make.
+        seconds: Time that a run may learn; evaluation does not count.
+        out: Folder of all runs.
+        taxis: Size of the finite fleets that last policies are judged with; 0 for none.
+        fleet_runs: How many of them.
+        workers: Runs at a time; default one per CPU, and one on a GPU.
+        ray: Address of a Ray cluster that carries out the runs instead, or `local` for one started here.
+        device: torch device.
+    """
+    whole_number("--seeds", seeds, least=1)
+    chosen = range(whole_number("--first-seed", first_seed, least=0), first_seed + seeds)
+    if ray is not None and device != "cpu":
+        raise ValueError(f"--ray carries out runs on CPUs, got --device {device!r}")
+    benchmark = Benchmark(algorithms, scenarios, chosen, cells, Budget(env_steps, seconds), out, taxis, fleet_runs, device)
+    cities = benchmark.cities()
+    plans = benchmark.plans(cities)
+    missing = [plan for plan in plans if not plan.finished]
+    at_a_time = workers if workers is not None else (os.cpu_count() or 1) if device == "cpu" else 1
+    _announce(benchmark, plans, "on Ray" if ray else f"{at_a_time} at a time")
+    failed, width = [], max(len(plan.name) for plan in plans)
+    try:
+        for number, (plan, result) in enumerate(run_all(missing, cities, device, workers=at_a_time, ray=ray), start=1):
+            failed += [plan] if result is None else []
+            print(f"{number:>{len(str(len(missing)))}}/{len(missing)}  {plan.name:<{width}}  {_told(result)}", flush=True)
+    except KeyboardInterrupt:
+        sys.exit("\nbaselines: stopped; the same command goes on with what is missing")
+    print(f"\n{len(plans) - len(failed)} of {len(plans)} runs are finished; python -m baselines table {out} --out FOLDER")
+    if failed:
+        print(f"{len(failed)} failed; their tracebacks:", *(plan.folder / ERROR_FILE for plan in failed), sep="\n  ")
+        sys.exit(1)
+
+
+def table(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path,
+    page: Path | None = None,
+    format: tuple[Literal["png", "pdf", "svg"], ...] = ("png",),  # noqa: A002 - the flag's name
+) -> None:
+    """Make the leaderboard from recorded runs: tables as Markdown and CSV, learning curves, performance profiles.
+
+    Args:
+        runs: Folders that `run` recorded in.
+        out: Folder of the tables and pictures.
+        page: Write the leaderboard as a page of the documentation as well, its pictures into `images` beside it.
+        format: Formats of the pictures.
+    """
+    print(make_leaderboard(runs, out, page, format))
+
+
+def _announce(benchmark: Benchmark, plans: Sequence[Plan], where: str) -> None:
+    """What will be run, and what is there already."""
+    done, begun = sum(plan.finished for plan in plans), sum(plan.begun for plan in plans)
+    counts = (len(benchmark.algorithms), len(benchmark.scenarios), len(benchmark.seeds))
+    fleets = plans[0].settings.fleet_runs
+    rows = {
+        "runs": "{} = {} algorithms x {} cities x {} seeds".format(len(plans), *counts),
+        "algorithms": " ".join(dict.fromkeys(f"{plan.label}{' (oracle)' * plan.oracle}," for plan in plans)).rstrip(","),
+        "cities": ", ".join(dict.fromkeys(plan.folder.parent.parent.name for plan in plans)),
+        "budget": f"{benchmark.budget.env_steps:,} steps, {benchmark.budget.seconds:,g} s; then "
+        + (f"{fleets} fleets of {benchmark.taxis:,} taxis" if fleets else "no finite fleets"),
+        "there": f"{done} finished, {begun} begun; {len(plans) - done} to go, {where}",
+        "folder": str(benchmark.out),
+    }
+    print(*(f"{name:<10}  {text}" for name, text in rows.items()), sep="\n", end="\n\n", flush=True)
+
+
+def _told(result: Result | None) -> str:
+    """A finished run in a line."""
+    if result is None:
+        return "failed"
+    end = f"score {result.score:6.3f}" if result.violations == 0 else f"{result.violations} steps violate"
+    learning = f"{result.violated:,} of {result.episodes:,} episodes violated"
+    return f"{end:<17}  {learning:<32}  {result.env_steps:>9,} steps  {result.seconds:7.1f} s"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``python -m baselines``."""
+    if _MISSING is not None:
+        sys.exit(f"baselines: error: {_MISSING}; install the requirements: pip install 'safe-m3-taxi[baselines]'")
+    app = tyro.extras.SubcommandApp()
+    for command in (run, table):
+        app.command(command)
+    try:
+        app.cli(prog="python -m baselines", description="The benchmark: algorithms side by side.", args=arguments)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"baselines: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,122 @@
+"""What a policy is worth: its episode in the true mean field, and with finite fleets."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from mf_taxi_env import FleetSimulator, TaxiMDP, certified_bound, score
+from mf_taxi_env.bound import MARGIN_TOLERANCE, demand_match, stay_return
+from mf_taxi_env.fleet_metrics import episode_metrics, fleet_metrics, over_runs
+from mf_taxi_env.fleet_policy import FleetPolicy, checked
+from mf_taxi_env.information import entropy_fraction
+from mf_taxi_env.mdp import Field
+
+#: By how many nats a return may exceed the certified bound: more than float32 rounds in an episode, and than the margins that
+#: count as kept are worth; less than a table shows.
+RETURN_TOLERANCE = 1e-3
+
+
+class BoundExceededError(RuntimeError):
+    """A policy that keeps all constraints earned more than any can: world, bound or judge is wrong, and so is every number."""
+
+
+class Judgement(NamedTuple):
+    """A policy's episode in the true mean field; :class:`~baselines.curve.Row` defines the numbers."""
+
+    score: float
+    reward: float
+    min_margin: float
+    kl: float
+    entropy: float
+    violations: int
+
+
+class Judge:
+    """Executes policies in the true mean field. What is possible in it is computed once, here.
+
+    Args:
+        world: The true world, its rewards of the distribution that an action causes. It is nobody else's: an algorithm that
+            writes to its own world changes no number.
+    """
+
+    def __init__(self, world: TaxiMDP) -> None:
+        self.world = world
+        self.bound = certified_bound(world)
+        self.stay = stay_return(world)
+
+    @torch.no_grad()
+    def __call__(self, policy: Field) -> tuple[Judgement, Tensor]:
+        """Execute a policy. As in a score, a margin above ``-1e-6`` counts as kept.
+
+        Returns:
+            The numbers, and the distributions ``mu_0 .. mu_T``, ``[T + 1, K]``.
+
+        Raises:
+            BoundExceededError: If it keeps the constraints and earns more than the certified bound.
+            ValueError: If an action is not finite, leaves ``[-1, 1]``, or the field has the wrong shape.
+        """
+        executed = self.world.rollout(_Checked(policy, self.world))
+        caused = executed.mu[1:]
+        judgement = Judgement(
+            score=score(caused, self.world),
+            reward=float(executed.returns),
+            min_margin=float(executed.worst_margin),
+            kl=-demand_match(caused.double(), self.world) / self.world.horizon,
+            entropy=float(entropy_fraction(caused).min()),
+            violations=int((~(executed.margins >= -MARGIN_TOLERANCE)).any(-1).sum()),
+        )
+        self._check(judgement)
+        return judgement, executed.mu
+
+    def _check(self, judgement: Judgement) -> None:
+        most = self.bound.upper + RETURN_TOLERANCE
+        possible = self.bound.reward - self.stay
+        highest = 1.0 + (most - self.bound.reward) / possible if possible > 0 else float("inf")
+        if (judgement.violations == 0 and judgement.reward > most) or judgement.score > highest:
+            raise BoundExceededError(
+                f"a policy that keeps the constraints earned {judgement.reward:.6f} nats (score {judgement.score:.6f}); "
+                f"none can earn more than {self.bound.upper:.6f}: the world, the bound or the judge is wrong"
+            )
+
+
+@torch.no_grad()
+def judge_fleets(policy: Field, world: TaxiMDP, taxis: int, runs: int) -> tuple[dict[str, float], Tensor]:
+    """Execute a policy with finite fleets whose taxis act at the centres of cells; fleet ``i`` has the seed ``i``.
+
+    Args:
+        policy: What is judged.
+        world: The true world.
+        taxis: Size of a fleet, at least 1.
+        runs: Fleets, at least 1.
+
+    Returns:
+        By the names of :data:`~mf_taxi_env.fleet_metrics.METRICS` the mean over fleets; ``violated`` and ``corrected``, the
+        shares of fleets that violate a constraint at some step, as they are and after the correction for finite samples
+        (:func:`~mf_taxi_env.fleet_metrics.corrected_margins`); and the distributions, ``[runs, T + 1, K]``.
+    """
+    episodes, distributions = [], []
+    for seed in range(runs):
+        # At this resolution a field is all that is asked of a policy, and the simulator checks it.
+        rollout = FleetSimulator(world, taxis, seed=seed).rollout(cast("FleetPolicy", policy))
+        episodes.append(episode_metrics(fleet_metrics(rollout, world)))
+        distributions.append(rollout.distributions)
+    means = {name: estimate.mean for name, estimate in over_runs(episodes).items()}
+    shares = {
+        "violated": sum(episode["violations"] > 0 for episode in episodes) / runs,
+        "corrected": sum(episode["corrected_violations"] > 0 for episode in episodes) / runs,
+    }
+    return means | shares, torch.stack(distributions)
+
+
+class _Checked:
+    """A policy whose every action is checked."""
+
+    def __init__(self, policy: Field, world: TaxiMDP) -> None:
+        self.policy = policy
+        self.shape = world.centers.shape
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        return checked(self.policy.field(mu, t), self.shape)

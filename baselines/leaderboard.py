@@ -1,0 +1,74 @@
+"""From the folders of runs to the leaderboard's files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from baselines.collected import collect
+from baselines.figures import learning, profiles
+from baselines.page import page_text
+from baselines.standings import aggregate, standings
+from baselines.table import as_table, markdown, unfinished
+from mf_taxi_env.atomic import replacing
+from mf_taxi_env.render import save_figure
+from safe_m3_agent.figures.drawing import Drawing, save_drawing, save_table
+
+PAGE_FILE, TABLE_FILE = "leaderboard.md", "leaderboard.csv"
+#: Beside a page of the documentation: its pictures, and what it links to.
+IMAGES, DEFINED = "images", "[Benchmark](benchmark.md)"
+
+
+def make_leaderboard(folders: Sequence[Path], out: Path, page: Path | None, formats: Sequence[str]) -> str:
+    """Write ``leaderboard.md``, ``leaderboard.csv``, and pictures with their numbers.
+
+    Args:
+        folders: Folders of the benchmark.
+        out: Where to write; made where it is missing.
+        page: A page to write as well, with PNG pictures in a folder beside it; None for none.
+        formats: Formats of the pictures in ``out``.
+
+    Returns:
+        What a person wants to see at once: the tables, what does not count, and the files.
+
+    Raises:
+        ValueError: If there are no runs, a file is not readable, or runs do not go together.
+        OSError: If a file cannot be written.
+    """
+    sections = collect(folders)
+    ranked = {section.name: standings(section) for section in sections}
+    overall = aggregate(sections)
+    drawings = {section.name: learning(section, ranked[section.name]) for section in sections if ranked[section.name]}
+    # Levels of scores make sense where every algorithm has met every city.
+    compared = overall or (ranked[sections[0].name] if len(sections) == 1 else [])
+    if compared:
+        drawings["profiles"] = profiles(sections, compared)
+    out.mkdir(parents=True, exist_ok=True)
+    files = [save_table(as_table([one for section in sections for one in ranked[section.name]] + overall), out / TABLE_FILE)]
+    for name, drawing in drawings.items():
+        files += save_drawing(drawing, out, name, formats)
+    images = {name: f"{name}.{formats[0]}" for name in drawings}
+    files.append(_write(out / PAGE_FILE, page_text(sections, ranked, overall, images, "docs/benchmark.md")))
+    if page is not None:
+        images = _save_images(drawings, page.parent / IMAGES)
+        files.append(_write(page, page_text(sections, ranked, overall, images, DEFINED)))
+    tables = [f"{section.name}\n{markdown(ranked[section.name])}" for section in sections if ranked[section.name]]
+    tables += [f"all cities\n{markdown(overall)}"] * bool(overall)
+    left = unfinished(sections)
+    tables += ["Not finished, and not counted:\n" + "\n".join(f"  {line}" for line in left)] * bool(left)
+    return "\n\n".join([*tables, "\n".join(map(str, files))])
+
+
+def _save_images(drawings: dict[str, Drawing], folder: Path) -> dict[str, str]:
+    """Pictures of a page, by its links to them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, drawing in drawings.items():
+        save_figure(drawing.figure, folder / f"leaderboard-{name}.png")
+    return {name: f"{folder.name}/leaderboard-{name}.png" for name in drawings}
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+    return path

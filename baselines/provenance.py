@@ -1,0 +1,78 @@
+"""Where a number comes from: machine, versions, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mf_taxi_env
+
+#: What a run's numbers may depend on.
+PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "stable-baselines3")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a process computes on.
+
+    Args:
+        device: Where its tensors live.
+
+    Returns:
+        ``cpu`` (model), ``cores`` (that this process may use), ``threads`` (of torch), ``device``, and ``system``.
+    """
+    on_gpu = device.type == "cuda"
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": f"{device} ({torch.cuda.get_device_name(device)})" if on_gpu else str(device),
+        "system": platform.system(),
+    }
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Versions of Python, of this project and of :data:`PACKAGES`; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "safe-m3-taxi": mf_taxi_env.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+@cache
+def commit() -> str | None:
+    """The commit that this package is checked out at, ``" with changes"`` behind it where files differ; None elsewhere."""
+    folder = Path(__file__).resolve().parent
+    # A package that is installed into somebody else's checkout is not part of that.
+    if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    head, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return head and f"{head}{' with changes' if changes else ''}"
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

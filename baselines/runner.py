@@ -1,0 +1,114 @@
+"""Carries out the runs of the benchmark: here, on local processes or on a Ray cluster, each as if it were alone."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+
+from baselines.algorithm import Budget, Task, find_algorithm
+from baselines.curve import Curve
+from baselines.judgement import Judge, judge_fleets
+from baselines.plans import Plan, city_world
+from baselines.provenance import commit, machine, versions
+from baselines.recorder import CurveRecorder
+from baselines.run_folder import (
+    CURVE_FILE,
+    DISTRIBUTIONS_FILE,
+    ERROR_FILE,
+    WORK_FOLDER,
+    Result,
+    locked,
+    read_result,
+    write_result,
+    write_start,
+)
+from mf_taxi_env import Scenario
+from mf_taxi_env.atomic import replacing
+from safe_m3_agent.jobs import Job, run_jobs
+
+
+def run_all(
+    plans: Sequence[Plan], cities: dict[str, Scenario], device: str, **execution: Any
+) -> Iterator[tuple[Plan, Result | None]]:
+    """Carry out runs; one that fails leaves its traceback in its folder, and the others go on.
+
+    Args:
+        plans: Runs that are not finished.
+        cities: The cities that they are in.
+        device: torch device.
+        execution: Where to run, see :func:`~safe_m3_agent.jobs.run_jobs`: ``workers``, ``ray``, ``retries``.
+
+    Yields:
+        Each run, as soon as it is over, with its result; None where it failed.
+    """
+    by_folder: dict[Hashable, Plan] = {plan.folder: plan for plan in plans}
+    at_a_time = "ray" if execution.get("ray") else execution.get("workers")
+    jobs = [Job(plan.folder, carry_out, (plan, device, at_a_time)) for plan in plans]
+    for outcome in run_jobs(jobs, shared=(cities,), **execution):
+        plan = by_folder[outcome.key]
+        error = outcome.error
+        if error is None and not plan.finished:
+            error = f"its result is not in {plan.folder}: the machines of a cluster need one disk for the benchmark's folder"
+        if error is not None:
+            plan.folder.mkdir(parents=True, exist_ok=True)
+            (plan.folder / ERROR_FILE).write_text(error.rstrip() + "\n")
+        yield plan, None if error is not None else read_result(plan.folder)
+
+
+def carry_out(cities: dict[str, Scenario], plan: Plan, device: str, at_a_time: int | str | None) -> None:
+    """One run from its start, or from where it was killed, to its result.
+
+    Args:
+        cities: All cities of the benchmark.
+        plan: The run.
+        device: torch device.
+        at_a_time: Runs at a time on this machine, for the record.
+
+    Raises:
+        ValueError: If the algorithm recorded nothing, or another process is at the run.
+    """
+    folder, settings = plan.folder, plan.settings
+    (folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if plan.finished:  # by another process meanwhile
+            return
+        (folder / ERROR_FILE).unlink(missing_ok=True)
+        algorithm = find_algorithm(plan.algorithm)
+        place = torch.device(device)
+        start = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "at_a_time": at_a_time,
+            "machine": machine(place), "versions": versions(),
+        }  # fmt: skip
+        write_start(folder, settings, label=plan.label, oracle=plan.oracle, asked=plan.asked, start=start)
+        city, budget = cities[plan.scenario], Budget(settings.env_steps, settings.seconds)
+        judge, curve = Judge(city_world(city, place)), Curve(folder / CURVE_FILE)
+        task = Task(city_world(city, place), settings.seed, budget, folder / WORK_FOLDER, place)
+        record = CurveRecorder(judge, curve, budget)
+        policy = algorithm.train(task, record)
+        seconds = record.seconds
+        if not curve.rows:
+            raise ValueError(f"{plan.algorithm} returned without a record: it must call its recorder at least once")
+        judgement, mu = judge(policy)
+        fleet, fleets = None, mu.new_zeros(0, *mu.shape)
+        if settings.fleet_runs:
+            fleet, fleets = judge_fleets(policy, judge.world, settings.taxis, settings.fleet_runs)
+        with replacing(folder / DISTRIBUTIONS_FILE) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, mean_field=mu.cpu().numpy(), fleets=fleets.cpu().numpy())
+        last = curve.rows[-1]
+        write_result(
+            folder,
+            Result(
+                **judgement._asdict(),
+                bound=judge.bound.reward,
+                stay=judge.stay,
+                env_steps=last.env_steps,
+                episodes=last.episodes,
+                violated=last.violated,
+                seconds=seconds,
+                fleet=fleet,
+            ),
+        )

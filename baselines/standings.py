@@ -1,0 +1,152 @@
+"""What the runs of an algorithm come to: the numbers of the table, and what each of them is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from baselines.collected import Section, counted, final
+from baselines.run_folder import RecordedRun
+from baselines.statistics import estimate
+
+#: Share of the final score that counts as learned.
+LEARNED = 0.8
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An algorithm in one scenario, or, aggregated, in all of them. Means are interquartile, over seeds.
+
+    Attributes:
+        scenario: City and cells; ``"all"`` for the aggregate.
+        algorithm: Name.
+        label: What tables call it.
+        oracle: Whether it is given the true motion.
+        seeds: Finished runs.
+        score: Mean final score; a policy that violates counts as 0.
+        score_low: Lower end of its 95 % interval.
+        score_high: Upper end.
+        violated_at_end: Runs whose final policy violates.
+        safe_score: Mean final score of the other runs; NaN where there are none.
+        reward: Mean return of the final policies, violating or not, nats.
+        episodes: Episodes that all runs executed in the true world while they learned.
+        violated: Those of them with a violation.
+        env_steps: Mean number of steps of the true world.
+        env_steps_learned: Mean number of steps to 80 % of a run's own final score.
+        seconds_learned: Mean time to it.
+        learned: Runs with a final score above 0: those that the two are of.
+        seconds: Mean time of learning.
+        served_demand: Share of requests served by finite fleets, mean; NaN where none were run.
+        fleets: Finite fleets run with final policies.
+        fleets_violated: Those of them that violate.
+        fleets_corrected: Those of them that violate after the correction for finite samples.
+    """
+
+    scenario: str
+    algorithm: str
+    label: str
+    oracle: bool
+    seeds: int
+    score: float
+    score_low: float
+    score_high: float
+    violated_at_end: int
+    safe_score: float
+    reward: float
+    episodes: int
+    violated: int
+    env_steps: float
+    env_steps_learned: float
+    seconds_learned: float
+    learned: int
+    seconds: float
+    served_demand: float
+    fleets: int
+    fleets_violated: int
+    fleets_corrected: int
+
+
+def standings(section: Section) -> list[Standing]:
+    """The algorithms of a section with a finished run, the best mean score first."""
+    return _ranked([standing(section.name, [runs]) for runs in section.finished.values()])
+
+
+def aggregate(sections: Sequence[Section]) -> list[Standing]:
+    """The algorithms that have finished runs in every section, over all of them; none for a single section."""
+    if len(sections) < 2:
+        return []
+    common = set.intersection(*(set(section.finished) for section in sections))
+    return _ranked([standing("all", [section.finished[name] for section in sections]) for name in common])
+
+
+def standing(scenario: str, strata: Sequence[Sequence[RecordedRun]]) -> Standing:
+    """What an algorithm's runs come to.
+
+    Args:
+        scenario: What they are called together.
+        strata: Finished runs per scenario, at least one in all.
+    """
+
+    def mean(number: Callable[[RecordedRun], float], chosen: Callable[[RecordedRun], bool] = lambda run: True) -> float:
+        return float(estimate([[number(run) for run in runs if chosen(run)] for runs in strata]).mean)
+
+    runs = [run for stratum in strata for run in stratum]
+    results = [final(run) for run in runs]
+    fleets = [(result.fleet, run.settings.fleet_runs) for run, result in zip(runs, results, strict=True) if result.fleet]
+    score = estimate([[counted(final(run).score) for run in stratum] for stratum in strata])
+    return Standing(
+        scenario=scenario,
+        algorithm=runs[0].settings.algorithm,
+        label=runs[0].label,
+        oracle=any(run.oracle for run in runs),
+        seeds=len(runs),
+        score=float(score.mean),
+        score_low=float(score.low),
+        score_high=float(score.high),
+        violated_at_end=sum(result.violations > 0 for result in results),
+        safe_score=mean(lambda run: final(run).score, lambda run: not math.isnan(final(run).score)),
+        reward=mean(lambda run: final(run).reward),
+        episodes=sum(result.episodes for result in results),
+        violated=sum(result.violated for result in results),
+        env_steps=mean(lambda run: final(run).env_steps),
+        env_steps_learned=mean(lambda run: learned(run).env_steps, has_learned),
+        seconds_learned=mean(lambda run: learned(run).seconds, has_learned),
+        learned=sum(has_learned(run) for run in runs),
+        seconds=mean(lambda run: final(run).seconds),
+        served_demand=mean(lambda run: (final(run).fleet or {})["served_demand"], lambda run: bool(final(run).fleet)),
+        fleets=sum(count for _, count in fleets),
+        fleets_violated=round(sum(fleet["violated"] * count for fleet, count in fleets)),
+        fleets_corrected=round(sum(fleet["corrected"] * count for fleet, count in fleets)),
+    )
+
+
+class Learned(NamedTuple):
+    """When a run had learned most of what it ended with."""
+
+    env_steps: float
+    seconds: float
+
+
+def has_learned(run: RecordedRun) -> bool:
+    """Whether the final policy is safe and better than staying put."""
+    return final(run).score > 0
+
+
+def learned(run: RecordedRun) -> Learned:
+    """When a run's policy first had 80 % of the final score; at its end where no record has."""
+    wanted = LEARNED * final(run).score
+    for row in run.rows:
+        if row.score >= wanted:
+            return Learned(row.env_steps, row.seconds)
+    return Learned(final(run).env_steps, final(run).seconds)
+
+
+def _ranked(found: list[Standing]) -> list[Standing]:
+    return sorted(found, key=lambda one: (-one.score, one.violated_at_end, one.label))
+
+
+#: The columns of a table, in their order.
+COLUMNS = tuple(field.name for field in dataclasses.fields(Standing))

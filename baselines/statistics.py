@@ -1,0 +1,77 @@
+"""Few seeds told honestly: interquartile means with bootstrap intervals, and performance profiles (arXiv 2108.13264)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safe_m3_agent.figures.seeds import CONFIDENCE, RESAMPLES, Summary, interquartile_mean
+
+Values = NDArray[np.float64]
+
+
+def resampled(strata: Sequence[Values], seed: int = 0) -> Values:
+    """Bootstrap samples of scores in several tasks: seeds are drawn with replacement within each task (stratified).
+
+    Args:
+        strata: Values per task, one per seed each.
+        seed: Seed of the drawing: the same numbers give the same interval.
+
+    Returns:
+        ``[resamples, values of all tasks]``.
+    """
+    rng = np.random.default_rng(seed)
+    return np.concatenate([values[rng.integers(len(values), size=(RESAMPLES, len(values)))] for values in strata], axis=1)
+
+
+def estimate(strata: Sequence[Sequence[float]], seed: int = 0) -> Summary:
+    """Interquartile mean over all values of all tasks, with its percentile interval by a stratified bootstrap.
+
+    With one task that is :func:`~safe_m3_agent.figures.seeds.summary`. A single value's interval is a point.
+
+    Args:
+        strata: Values per task, one per seed each.
+        seed: Seed of the resampling.
+
+    Returns:
+        Numbers without dimensions; NaN where there are no values.
+
+    Example:
+        >>> mean, low, high = estimate([[0.0, 1.0, 2.0, 9.0]])  # the outer quarters do not count
+        >>> float(mean), bool(low < mean < high)
+        (1.5, True)
+    """
+    given = [np.asarray(values, dtype=np.float64) for values in strata if len(values)]
+    if not given:
+        nothing = np.array(math.nan)
+        return Summary(nothing, nothing, nothing)
+    low, high = _interval(interquartile_mean(resampled(given, seed), axis=1))
+    return Summary(interquartile_mean(np.concatenate(given)), low, high)
+
+
+def performance_profile(strata: Sequence[Sequence[float]], levels: Values, seed: int = 0) -> Summary:
+    """The share of runs with a score above each of some levels, with pointwise percentile intervals.
+
+    Args:
+        strata: Scores per task, one per seed each; at least one in all.
+        levels: Levels ``tau``, ``[n]``.
+        seed: Seed of the resampling.
+
+    Returns:
+        Shares ``[n]``.
+    """
+    given = [np.asarray(values, dtype=np.float64) for values in strata if len(values)]
+    samples = resampled(given, seed)
+    # Level by level: all at once would hold resamples x runs x levels numbers.
+    shares = np.stack([(samples > level).mean(1) for level in levels], axis=1)
+    every = np.concatenate(given)
+    low, high = _interval(shares)
+    return Summary((every[:, None] > levels).mean(0), low, high)
+
+
+def _interval(samples: Values) -> tuple[Values, Values]:
+    low, high = np.quantile(samples, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2), axis=0)
+    return low, high

@@ -1,0 +1,75 @@
+"""The table of the benchmark: for people in Markdown, for programs as CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from baselines.collected import Section
+from baselines.standings import COLUMNS, Standing
+from safe_m3_agent.figures.drawing import Table
+
+NOTHING = "-"
+
+
+class Column(NamedTuple):
+    """A column for people."""
+
+    heading: str
+    cell: Callable[[Standing], str]
+
+
+#: The columns in their order.
+SHOWN = (
+    Column("algorithm", lambda one: one.label.replace("|", "\\|") + (" †" if one.oracle else "")),
+    Column("runs", lambda one: str(one.seeds)),
+    Column("score", lambda one: f"{one.score:.3f} [{one.score_low:.3f}, {one.score_high:.3f}]"),
+    Column("violate at the end", lambda one: _of(one.violated_at_end, one.seeds)),
+    Column("score of the others", lambda one: _number(one.safe_score, 3)),
+    Column("episodes violated", lambda one: _of(one.violated, one.episodes)),
+    Column("env steps", lambda one: _number(one.env_steps, 0)),
+    Column("steps to 80 %", lambda one: _number(one.env_steps_learned, 0)),
+    Column("seconds to 80 %", lambda one: _number(one.seconds_learned, 1)),
+    Column("seconds", lambda one: _number(one.seconds, 1)),
+)
+#: What follows them where finite fleets were run.
+SHOWN_OF_FLEETS = (
+    Column("demand served, %", lambda one: _number(100 * one.served_demand, 1)),
+    Column("fleets that violate", lambda one: _of(one.fleets_violated, one.fleets)),
+    Column("corrected", lambda one: _of(one.fleets_corrected, one.fleets)),
+)
+
+
+def markdown(standings: Sequence[Standing]) -> str:
+    """A table for people, one row per algorithm."""
+    columns = SHOWN + (SHOWN_OF_FLEETS if any(one.fleets for one in standings) else ())
+    rows = [[column.heading for column in columns], *([column.cell(one) for column in columns] for one in standings)]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def as_table(standings: Sequence[Standing]) -> Table:
+    """All numbers, for programs."""
+    return Table(COLUMNS, [[getattr(one, name) for name in COLUMNS] for one in standings])
+
+
+def unfinished(sections: Sequence[Section]) -> list[str]:
+    """A line per run that does not count, and why."""
+    lines = []
+    for section in sections:
+        for run in section.unfinished:
+            reached = f"{run.rows[-1].env_steps:,} steps" if run.rows else "no record"
+            why = f"failed: {run.error.strip().splitlines()[-1]}" if run.error else "killed, or still running"
+            lines.append(f"{section.name}, {run.label}, seed {run.settings.seed} ({reached}): {why}")
+    return lines
+
+
+def _number(value: float, digits: int) -> str:
+    return NOTHING if math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def _of(count: int, total: int) -> str:
+    return f"{count:,} of {total:,}" if total else NOTHING

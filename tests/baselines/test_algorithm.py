@@ -1,0 +1,63 @@
+"""What an algorithm is to the benchmark: found by name or script, one function per name."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from baselines import algorithm
+from baselines.algorithm import Budget, Recorder, Task, algorithms, find_algorithm, register
+from mf_taxi_env.mdp import Field
+
+SCRIPT = """
+from baselines.algorithm import register
+
+@register("mine", label="My algorithm", oracle=True)
+def train(task, record):
+    ...
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    algorithms()
+    monkeypatch.setattr(algorithm, "_ALGORITHMS", dict(algorithm._ALGORITHMS))
+
+
+def test_built_in_algorithms_are_found_by_name() -> None:
+    """An oracle is marked as one; a name that nobody has is answered with those that there are."""
+    assert find_algorithm("stay").label == "Stay" and not find_algorithm("stay").oracle
+    assert find_algorithm("safe-m3-known").oracle
+    with pytest.raises(ValueError, match=r"algorithm must be one of .*'stay'.* got 'nobody'"):
+        find_algorithm("nobody")
+
+
+def test_a_script_adds_an_algorithm(tmp_path: Path) -> None:
+    """A third party's file is run where it is named; once more is no conflict. A missing file is named."""
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    for _ in range(2):
+        found = find_algorithm(f"{path}:mine")
+    assert (found.name, found.label, found.oracle) == ("mine", "My algorithm", True)
+    with pytest.raises(ValueError, match=r"no file '.*other\.py'"):
+        find_algorithm(f"{tmp_path / 'other.py'}:mine")
+
+
+def test_a_name_belongs_to_one_function() -> None:
+    """Two algorithms of one name would share their runs."""
+
+    def other(task: Task, record: Recorder) -> Field:
+        raise NotImplementedError
+
+    with pytest.raises(ValueError, match="there is an algorithm 'stay' already"):
+        register("stay")(other)
+
+
+@pytest.mark.parametrize(("steps", "seconds"), [(0, 1.0), (1.5, 1.0), (1, 0.0), (1, math.nan)])
+def test_a_budget_is_positive(steps: float, seconds: float) -> None:
+    """A run without a budget is a mistake."""
+    with pytest.raises(ValueError, match=r"env_steps|seconds"):
+        Budget(steps, seconds)  # type: ignore[arg-type]

@@ -1,0 +1,81 @@
+"""The pages on the benchmark say what the code does, and the tutorial's algorithm runs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from baselines import cli
+from baselines.curve import Row
+from baselines.run_folder import Result, read_run
+from baselines.standings import COLUMNS
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+#: Lines that a third party's algorithm may take.
+LINES = 30
+
+
+def first_columns(heading: str) -> list[str]:
+    """Code spans in the first column of the table with this heading, in their order."""
+    text = (DOCS / "benchmark.md").read_text()
+    (table,) = re.findall(rf"^\| {re.escape(heading)} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return [name for line in table.splitlines() for name in re.findall(r"`([^`]+)`", line.split("|")[1])]
+
+
+def test_every_column_and_key_is_defined() -> None:
+    """Of learning curves, results and the table; no more and no fewer, in the files' order."""
+    assert first_columns("column of `curve.csv`") == [field.name for field in dataclasses.fields(Row)]
+    assert first_columns("key of `result.json`") == [field.name for field in dataclasses.fields(Result)]
+    assert first_columns("column of `leaderboard.csv`") == list(COLUMNS)
+
+
+def test_every_option_is_explained() -> None:
+    """Of ``run``; a new one has to be on the page."""
+    options = [f"--{name.replace('_', '-')}" for name in inspect.signature(cli.run).parameters]
+    assert sorted(first_columns("option of `run`")) == sorted(options)
+
+
+def test_every_file_of_a_run_is_listed(run: Callable[..., SimpleNamespace], quick: tuple[object, ...], tmp_path: Path) -> None:
+    """And nothing else is left in the folder of a run."""
+    assert run("run", "--algorithms", "stay", *quick, "--out", tmp_path).status == 0
+    there = {path.name + "/" * path.is_dir() for path in (tmp_path / "synthetic-k5/stay/seed-0").iterdir()}
+    assert there - {".lock"} == set(first_columns("file")) - {"error.txt"}
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """The script of the tutorial."""
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "add_algorithm.md").read_text(), re.DOTALL)
+    path = tmp_path / "mine.py"
+    path.write_text(block)
+    return path
+
+
+def test_the_tutorial_is_short(mine: Path) -> None:
+    """A third party needs no more."""
+    assert len(mine.read_text().splitlines()) <= LINES
+
+
+def test_the_tutorial_learns(
+    run: Callable[..., SimpleNamespace], quick: tuple[object, ...], mine: Path, tmp_path: Path
+) -> None:
+    """It is run and put into a table beside a built-in one; it beats staying put, safely, and ends with the budget."""
+    options = ("--env-steps", 4800, "--taxis", 1000, "--fleet-runs", 2, "--out", tmp_path / "out")
+    told = run("run", "--algorithms", "stay", f"{mine}:cem", *quick, *options)
+    assert told.status == 0, told.out + told.err
+    recorded = read_run(tmp_path / "out" / "synthetic-k5" / "cem" / "seed-0")
+    assert [row.env_steps for row in recorded.rows] == list(range(0, 4801, 240))
+    assert recorded.result is not None and recorded.result.score > 0.1 and recorded.result.violations == 0
+    told = run("table", tmp_path / "out", "--out", tmp_path / "table")
+    assert told.status == 0, told.err
+    with (tmp_path / "table" / "leaderboard.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["label"] for line in lines] == ["Cross-entropy method", "Stay"]
+    assert "Cross-entropy method" in told.out and (tmp_path / "table" / "synthetic-k5.png").stat().st_size > 10_000

@@ -1,0 +1,361 @@
+"""Runs of the benchmark: what is recorded, and that neither kills nor crashes nor other machines change a number."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from baselines import cli
+from baselines.curve import Row
+from baselines.plans import Benchmark
+from baselines.run_folder import RecordedRun, Result, locked, read_run
+from baselines.runner import run_all
+from mf_taxi_env import TaxiMDP, load_scenario, score
+from mf_taxi_env.fleet_metrics import METRICS
+
+Run = Callable[..., SimpleNamespace]
+DRIFT_FOLDER = Path("synthetic-k5") / "drift"
+
+
+def without_times(run: RecordedRun) -> list[Row | Result]:
+    """A run's numbers but for those of the clock; no two of its policies earn the same, and none of them violates."""
+    assert run.result is not None
+    assert len({row.score for row in run.rows}) == len(run.rows) and not any(row.violations for row in run.rows)
+    return [dataclasses.replace(one, seconds=0.0) for one in (*run.rows, run.result)]
+
+
+@pytest.fixture
+def undisturbed(run: Run, drift: Path, quick: tuple[object, ...], tmp_path: Path) -> Callable[[int], RecordedRun]:
+    """Runs of the script that nothing happens to, by seed."""
+
+    def get(seed: int) -> RecordedRun:
+        options = ("--algorithms", f"{drift}:drift", *quick, "--first-seed", seed, "--out", tmp_path / "undisturbed")
+        assert run("run", *options).status == 0
+        return read_run(tmp_path / "undisturbed" / DRIFT_FOLDER / f"seed-{seed}")
+
+    return get
+
+
+def test_a_run_is_recorded_whole(run: Run, drift: Path, quick: tuple[object, ...], tmp_path: Path) -> None:
+    """Settings, provenance, a row per record, the judged policy with and without fleets, its distributions."""
+    told = run(
+        "run", "--algorithms", "stay", f"{drift}:drift", *quick, "--taxis", 500, "--fleet-runs", 2, "--out", tmp_path / "out"
+    )
+    assert told.status == 0, told.err
+    assert "2 = 2 algorithms x 1 cities x 1 seeds" in told.out and "0 finished, 0 begun; 2 to go" in told.out
+    assert "synthetic-k5/drift/seed-0  score" in told.out and "2 of 6 episodes violated" in told.out
+    folder = tmp_path / "out" / DRIFT_FOLDER / "seed-0"
+    recorded = read_run(folder)
+    assert [row.env_steps for row in recorded.rows] == [12, 24, 36, 48, 60, 72]
+    assert [row.violated for row in recorded.rows] == [0, 0, 1, 1, 1, 2]
+    seconds = [row.seconds for row in recorded.rows]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    facts = recorded.settings
+    assert (facts.algorithm, facts.scenario, facts.seed, facts.env_steps, facts.taxis) == ("drift", "synthetic", 0, 72, 500)
+    assert facts.world["cells"] == 5 and len(facts.world["scenario"]["sha256"]) == 64 and len(facts.source or "") == 64
+    (start,) = recorded.starts
+    assert start["machine"]["threads"] == 1 and start["versions"]["torch"] and start["at_a_time"] == 1
+    result = recorded.result
+    assert result is not None and (result.env_steps, result.episodes, result.violated) == (72, 6, 2)
+    assert result.seconds >= seconds[-1]
+    world = TaxiMDP(load_scenario("synthetic", 5), reward_timing="next")
+    kept = np.load(folder / "distributions.npz")
+    assert kept["mean_field"].shape == (13, 25) and kept["fleets"].shape == (2, 13, 25)
+    assert score(kept["mean_field"][1:], world) == pytest.approx(result.score) != 0
+    assert result.fleet is not None and result.fleet.keys() == {*METRICS, "violated", "corrected"} - {"residents_in_reach"}
+    assert not (folder / "error.txt").exists() and (folder / "work" / "episode").read_text() == "6"
+    staying = read_run(tmp_path / "out" / "synthetic-k5" / "stay" / "seed-0").result
+    assert staying is not None and staying.score == pytest.approx(0.0, abs=1e-6)
+    assert staying.reward == pytest.approx(staying.stay) and staying.bound == result.bound > result.reward
+
+
+def test_finished_runs_are_not_run_again(run: Run, drift: Path, quick: tuple[object, ...], tmp_path: Path) -> None:
+    """More seeds are added to what is there, and nothing of that is touched."""
+    options = ("--algorithms", f"{drift}:drift", *quick, "--out", tmp_path / "out")
+    assert run("run", *options).status == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    told = run("run", *options, "--seeds", 2)
+    assert told.status == 0 and "1 finished, 0 begun; 1 to go" in told.out and "1/1  synthetic-k5/drift/seed-1" in told.out
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert run("run", *options, "--seeds", 2).out.count("seed-") == 0
+
+
+def test_a_crash_ends_its_own_run_alone(
+    run: Run, drift: Path, quick: tuple[object, ...], tmp_path: Path, undisturbed: Callable[[int], RecordedRun]
+) -> None:
+    """The traceback is in the folder and in the summary, the exit status says so, and the same command mends it."""
+    drift.with_name("plan").write_text("0 3 crash")
+    options = ("run", "--algorithms", f"{drift}:drift", "stay", *quick, "--seeds", 2, "--out", tmp_path / "out")
+    told = run(*options)
+    folder = tmp_path / "out" / DRIFT_FOLDER / "seed-0"
+    assert told.status == 1 and "1 failed" in told.out and str(folder / "error.txt") in told.out
+    assert "ArithmeticError: as planned" in (folder / "error.txt").read_text()
+    assert "3 of 4 runs are finished" in told.out and not (folder / "result.json").exists()
+    told = run(*options)
+    assert told.status == 0 and "3 finished, 1 begun; 1 to go" in told.out
+    assert not (folder / "error.txt").exists()
+    assert without_times(read_run(folder)) == without_times(undisturbed(0))
+
+
+def test_a_lost_worker_loses_nothing(
+    run: Run, drift: Path, quick: tuple[object, ...], tmp_path: Path, undisturbed: Callable[[int], RecordedRun]
+) -> None:
+    """A worker that the kernel kills is replaced, and its run goes on to the result it would have had."""
+    drift.with_name("plan").write_text("1 4 kill")
+    told = run("run", "--algorithms", f"{drift}:drift", *quick, "--seeds", 2, "--workers", 2, "--out", tmp_path / "out")
+    assert told.status == 0, told.out
+    for seed in (0, 1):
+        recorded = read_run(tmp_path / "out" / DRIFT_FOLDER / f"seed-{seed}")
+        assert len(recorded.starts) == 1 + seed
+        assert without_times(recorded) == without_times(undisturbed(seed))
+
+
+def test_a_killed_benchmark_goes_on(
+    run: Run, drift: Path, quick: tuple[object, ...], tmp_path: Path, undisturbed: Callable[[int], RecordedRun]
+) -> None:
+    """The whole process is killed in the middle of a run; the same command then comes to the same numbers and adds up time."""
+    drift.with_name("plan").write_text("0 4 wait")
+    options = ["run", "--algorithms", f"{drift}:drift", *map(str, quick), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen([sys.executable, "-m", "baselines", *options], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not drift.with_name("waiting").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    folder = tmp_path / "out" / DRIFT_FOLDER / "seed-0"
+    killed = read_run(folder)
+    assert killed.result is None and killed.error is None and [row.env_steps for row in killed.rows] == [12, 24, 36, 48]
+    with (folder / "curve.csv").open("a") as file:
+        file.write("60,0.1,5,")  # a kill in the middle of a line
+    told = run(*options)
+    assert told.status == 0 and "0 finished, 1 begun; 1 to go" in told.out
+    recorded = read_run(folder)
+    assert without_times(recorded) == without_times(undisturbed(0))
+    assert recorded.rows[:4] == killed.rows, "time goes on from the last row kept"
+    assert recorded.rows[4].seconds > killed.rows[3].seconds and len(recorded.starts) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"budget": None}, "env_steps (72 there, 84 now)"),
+        ({"taxis": 10, "fleet_runs": 1}, "taxis (0 there, 10 now), fleet_runs (0 there, 1 now)"),
+    ],
+)
+def test_other_settings_are_refused(benchmark_of: Callable[..., Benchmark], changes: dict[str, Any], named: str) -> None:
+    """Before anything runs, naming what differs: a table must not mix them."""
+    first = benchmark_of("stay")
+    cities = first.cities()
+    assert [result is not None for _, result in run_all(first.plans(cities), cities, "cpu", workers=1)] == [True]
+    if "budget" in changes:
+        changes = {"budget": dataclasses.replace(first.budget, env_steps=84)}
+    other = benchmark_of("stay", **changes)
+    with pytest.raises(ValueError, match="a run of other settings") as caught:
+        other.plans(cities)
+    assert named in str(caught.value) and "seed-0" in str(caught.value)
+
+
+def test_a_changed_script_is_another_algorithm(run: Run, drift: Path, quick: tuple[object, ...], tmp_path: Path) -> None:
+    """A result is of the script as it was: it is not taken for that of another version."""
+    options = ("run", "--algorithms", f"{drift}:drift", *quick, "--out", tmp_path / "out")
+    assert run(*options).status == 0
+    drift.write_text(drift.read_text() + "\n# better\n")
+    told = run(*options)
+    assert told.status == 2 and "source (" in told.err and "--out" in told.err
+
+
+def test_cities_of_the_same_name_are_told_apart(benchmark_of: Callable[..., Benchmark], tmp_path: Path) -> None:
+    """A file is resampled to the cells asked for; another city under a name that is taken is refused by its fingerprint."""
+    load_scenario("synthetic", 10).save(tmp_path / "same.npz")
+    built_in = benchmark_of("stay")
+    cities = built_in.cities()
+    list(run_all(built_in.plans(cities), cities, "cpu", workers=1))
+    file = benchmark_of("stay", scenarios=[str(tmp_path / "same.npz")])
+    (city,) = file.cities().values()
+    assert city.cells == 5
+    with pytest.raises(ValueError, match=r"world\.scenario\.sha256"):
+        file.plans(file.cities())
+    both = benchmark_of("stay", scenarios=["synthetic", str(tmp_path / "same.npz")])
+    with pytest.raises(ValueError, match="two of these runs would be recorded in"):
+        both.plans(both.cities())
+
+
+def test_a_run_belongs_to_one_process(benchmark_of: Callable[..., Benchmark]) -> None:
+    """A worker that outlived its benchmark must not meet its successor in one folder; a process that ends lets go."""
+    benchmark = benchmark_of("stay")
+    cities = benchmark.cities()
+    (plan,) = benchmark.plans(cities)
+    plan.folder.mkdir(parents=True)
+    hold = f"import fcntl; f = open({str(plan.folder / '.lock')!r}, 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); input()"
+    command = [sys.executable, "-u", "-c", hold]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        ((_, result),) = run_all([plan], cities, "cpu", workers=1)
+        holder.kill()
+    assert result is None and "another process" in (plan.folder / "error.txt").read_text()
+    with locked(plan.folder):
+        pass
+
+
+def full(*arguments: object, **named: object) -> None:
+    """The disk takes nothing more."""
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("file", ["result.json", "distributions.npz", "run.json"])
+def test_a_full_disk_leaves_no_half_result(
+    run: Run, drift: Path, quick: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """A run is finished with a whole result or not at all, and is once there is room."""
+    options = ("run", "--algorithms", f"{drift}:drift", *quick, "--out", tmp_path / "out")
+    folder = tmp_path / "out" / DRIFT_FOLDER / "seed-0"
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        return full() if Path(target).name == file else replace(self, target)  # type: ignore[func-returns-value]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", failing)
+        told = run(*options)
+    assert told.status == 1 and "No space left" in (folder / "error.txt").read_text()
+    assert not (folder / "result.json").exists() and not list(folder.glob(".*tmp"))
+    assert run(*options).status == 0
+    assert read_run(folder).result is not None
+
+
+def test_ray_and_processes_make_the_same_table(run: Run, drift: Path, quick: tuple[object, ...], tmp_path: Path) -> None:
+    """Where runs are carried out changes nothing but times."""
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    tables = {}
+    for name, where in {"local": (), "ray": ("--ray", "local")}.items():
+        out = tmp_path / name
+        options = ("--algorithms", f"{drift}:drift", "stay", *quick, "--seeds", 2, "--taxis", 200, "--fleet-runs", 2)
+        told = run("run", *options, "--workers", 2, *where, "--out", out)
+        assert told.status == 0, told.out + told.err
+        assert run("table", out, "--out", out / "table").status == 0
+        lines = [line.split(",") for line in (out / "table" / "leaderboard.csv").read_text().splitlines()]
+        timed = [i for i, column in enumerate(lines[0]) if column.startswith("seconds")]
+        tables[name] = [[cell for i, cell in enumerate(line) if i not in timed] for line in lines]
+    assert len(tables["local"]) == 3 and tables["local"] == tables["ray"]
+    starts = read_run(tmp_path / "ray" / DRIFT_FOLDER / "seed-1").starts
+    assert starts[0]["at_a_time"] == "ray"
+
+
+def test_mistakes_are_told_before_anything_runs(run: Run, quick: tuple[object, ...], tmp_path: Path) -> None:
+    """Each names the argument, what was given and what is allowed."""
+    cases = {
+        "algorithm must be one of": ("--algorithms", "no-such"),
+        "there is no file": ("--algorithms", "no/such.py:mine"),
+        "algorithms must name at least one, and none twice": ("--algorithms", "stay", "stay"),
+        "unknown scenario 'atlantis'": ("--algorithms", "stay", "--scenarios", "atlantis"),
+        "no scenario file at": ("--algorithms", "stay", "--scenarios", "no.npz"),
+        "--seeds must be an integer >= 1": ("--algorithms", "stay", "--seeds", 0),
+        "env_steps must be an integer >= 1": ("--algorithms", "stay", "--env-steps", 0),
+        "seconds must be a positive number": ("--algorithms", "stay", "--seconds", -1),
+        "seconds must be finite": ("--algorithms", "stay", "--seconds", "inf"),
+        "taxis must be an integer >= 0": ("--algorithms", "stay", "--taxis", -1),
+        "device 'nowhere' is not usable here": ("--algorithms", "stay", "--device", "nowhere"),
+        "--ray carries out runs on CPUs": ("--algorithms", "stay", "--device", "cuda", "--ray", "local"),
+        "workers must be an integer >= 1": ("--algorithms", "stay", "--workers", 0),
+    }
+    for message, options in cases.items():
+        told = run("run", *quick, "--out", tmp_path / "out", *options)
+        assert told.status == 2 and message in told.err, (message, told)
+        assert not (tmp_path / "out").exists()
+
+
+def test_paths_hold_in_any_working_directory(
+    benchmark_of: Callable[..., Benchmark], drift: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of a cluster start elsewhere; commands that are shown to others tell of no folder of this machine."""
+    monkeypatch.chdir(drift.parent)
+    benchmark = benchmark_of("drift.py:drift", out=Path("runs"))
+    (plan,) = benchmark.plans(benchmark.cities())
+    assert plan.folder == drift.parent / "runs" / DRIFT_FOLDER / "seed-0" and plan.algorithm == f"{drift}:drift"
+    assert plan.asked["algorithm"] == "drift.py:drift"
+    elsewhere = benchmark_of(f"{drift}:drift")
+    assert elsewhere.plans(elsewhere.cities())[0].asked["algorithm"] == "drift.py:drift"
+
+
+def test_ctrl_c_says_how_to_go_on(run: Run, quick: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no failure of any run."""
+
+    def interrupted(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("baselines.runner.find_algorithm", interrupted)
+    with pytest.raises(SystemExit, match="the same command goes on with what is missing"):
+        cli.main(["run", "--algorithms", "stay", *map(str, quick), "--out", str(tmp_path / "out")])
+    monkeypatch.undo()
+    assert run("run", "--algorithms", "stay", *quick, "--out", tmp_path / "out").status == 0
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than a traceback."""
+    monkeypatch.setattr(cli, "_MISSING", ImportError("No module named 'tyro'"))
+    with pytest.raises(SystemExit, match=r"No module named 'tyro'.*pip install 'safe-m3-taxi\[baselines\]'"):
+        cli.main(["run"])
+
+
+def test_an_algorithm_that_records_nothing_fails(run: Run, quick: tuple[object, ...], tmp_path: Path) -> None:
+    """There would be no number of steps and no curve."""
+    script = tmp_path / "silent.py"
+    script.write_text(
+        "from baselines import Stay\nfrom baselines.algorithm import register\n"
+        "@register('silent')\ndef silent(task, record):\n    return Stay(task.mdp)\n"
+    )
+    told = run("run", "--algorithms", f"{script}:silent", *quick, "--out", tmp_path / "out")
+    assert told.status == 1
+    assert "returned without a record" in (tmp_path / "out/synthetic-k5/silent/seed-0/error.txt").read_text()
+
+
+def test_damaged_folders_are_named(benchmark_of: Callable[..., Benchmark]) -> None:
+    """A file of a run that cannot be read is told by its name, wherever it is read."""
+    benchmark = benchmark_of("stay")
+    cities = benchmark.cities()
+    (plan,) = benchmark.plans(cities)
+    list(run_all([plan], cities, "cpu", workers=1))
+    for name, damage in {
+        "run.json": "{",
+        "result.json": '{"score": 1}',
+        "curve.csv": "time\n1\n",
+    }.items():
+        path = plan.folder / name
+        whole = path.read_text()
+        path.write_text(damage)
+        with pytest.raises(ValueError, match=name):
+            read_run(plan.folder)
+        path.write_text(whole)
+    facts = json.loads((plan.folder / "run.json").read_text())
+    (plan.folder / "run.json").write_text(json.dumps({**facts, "version": 99}))
+    with pytest.raises(ValueError, match="version 99"):
+        benchmark.plans(cities)
+
+
+def test_numbers_survive_the_files(benchmark_of: Callable[..., Benchmark]) -> None:
+    """NaN is null in strict JSON and NaN again when read; every digit of a row comes back."""
+    benchmark = benchmark_of("stay", scenarios=["shenzhen"])  # on so few cells staying put violates
+    cities = benchmark.cities()
+    ((plan, result),) = run_all(benchmark.plans(cities), cities, "cpu", workers=1)
+    assert result is not None and math.isnan(result.score) and result.violations > 0 and result.min_margin < 0
+    facts = json.loads((plan.folder / "result.json").read_text(), parse_constant=pytest.fail)
+    assert facts["score"] is None and facts["fleet"] is None
+    (row,) = read_run(plan.folder).rows
+    assert row.reward == result.reward and row.min_margin == result.min_margin and math.isnan(row.score)
+    assert os.listdir(plan.folder / "work") == []

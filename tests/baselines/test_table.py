@@ -1,0 +1,293 @@
+"""The table: known numbers from hand-made folders, what violates and what is unfinished, and the files that are written."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from baselines.collected import collect
+from baselines.curve import Curve, Row
+from baselines.learning_curves import POINTS, learning_curve
+from baselines.plans import Benchmark
+from baselines.run_folder import Result, Settings, write_result, write_start
+from baselines.standings import aggregate, standings
+from baselines.statistics import estimate, performance_profile
+from safe_m3_agent.figures.seeds import summary
+
+Make = Callable[..., Path]
+WORLD = {
+    "cells": 5,
+    "horizon": 12,
+    "constraints": [{"kind": "EntropyFloor", "fraction": 0.85}],
+    "scenario": {"sha256": "0" * 64},
+}
+START = {
+    "time": "2026-01-01T00:00:00+00:00", "commit": "abc", "at_a_time": 2,
+    "machine": {"cpu": "a CPU", "cores": 2, "threads": 1, "device": "cpu", "system": "Linux"},
+    "versions": {"python": "3.11", "torch": "2.13", "stable-baselines3": None},
+}  # fmt: skip
+
+
+def row(env_steps: int, score: float, *, seconds: float | None = None, violated: int = 0) -> Row:
+    """A record; a score of NaN is one of a policy that violates."""
+    episodes = env_steps // 12
+    unsafe = 3 * math.isnan(score)
+    return Row(
+        env_steps, env_steps / 10 if seconds is None else seconds, episodes, violated, score, -5.0, 0.1, 0.4, 0.9, unsafe
+    )
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A folder of a run as the benchmark writes it, from its rows; the last one's score is the result's."""
+
+    def write(
+        algorithm: str, seed: int, rows: Sequence[Row], *, city: str = "town", out: str = "out", finished: bool = True,
+        fleet: dict[str, float] | None = None, oracle: bool = False, **settings: Any,
+    ) -> Path:  # fmt: skip
+        folder = tmp_path / out / f"{city}-k5" / algorithm / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        runs = 10 if fleet else 0
+        facts: dict[str, Any] = {
+            "algorithm": algorithm, "source": None, "scenario": city, "world": WORLD | {"city": city}, "seed": seed,
+            "env_steps": 1200, "seconds": 60.0, "device": "cpu", "taxis": 100 * runs, "fleet_runs": runs,
+        }  # fmt: skip
+        asked = {"algorithm": algorithm, "scenario": city, "cells": 5}
+        write_start(folder, Settings(**facts | settings), label=algorithm.upper(), oracle=oracle, asked=asked, start=START)
+        curve = Curve(folder / "curve.csv")
+        curve.keep_below(0)
+        for one in rows:
+            curve.append(one)
+        if finished:
+            judged = {
+                field: getattr(rows[-1], field) for field in ("score", "reward", "min_margin", "kl", "entropy", "violations")
+            }
+            last = rows[-1]
+            spent = {"env_steps": last.env_steps, "episodes": last.episodes, "violated": last.violated, "seconds": last.seconds}
+            write_result(folder, Result(**judged, **spent, bound=-1.0, stay=-9.0, fleet=fleet))
+        return folder
+
+    return write
+
+
+def test_interquartile_mean_and_interval_are_the_known_ones(make: Make, tmp_path: Path) -> None:
+    """Eight seeds: the mean of the middle four. Two seeds: every bootstrap sample is known, and so is the interval."""
+    scores = [0.9, 0.1, 0.5, 0.6, 0.55, 0.45, 0.0, 1.0]
+    for seed, score in enumerate(scores):
+        make("eight", seed, [row(0, 0.0), row(120, score)])
+    for seed, score in enumerate([0.2, 0.4]):
+        make("two", seed, [row(120, score)])
+    make("one", 0, [row(120, 0.25)])
+    (section,) = collect([tmp_path / "out"])
+    eight, two, one = standings(section)
+    assert [eight.algorithm, two.algorithm, one.algorithm] == ["eight", "two", "one"], "the best first"
+    assert eight.score == pytest.approx((0.45 + 0.5 + 0.55 + 0.6) / 4) == stats.trim_mean(scores, 0.25)
+    reference = stats.bootstrap(
+        (scores,), lambda values, axis: stats.trim_mean(values, 0.25, axis), n_resamples=9999, method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    assert (eight.score_low, eight.score_high) == pytest.approx(tuple(reference), abs=0.03)
+    assert (two.score, two.score_low, two.score_high) == pytest.approx((0.3, 0.2, 0.4))
+    assert (one.score, one.score_low, one.score_high) == (0.25, 0.25, 0.25)
+    assert (eight.seeds, two.seeds, one.seeds) == (8, 2, 1)
+
+
+def test_one_task_is_the_estimate_of_the_figures() -> None:
+    """The same estimator as everywhere in this library; and a stratified bootstrap never mixes tasks."""
+    values = np.random.default_rng(0).random(9)
+    assert tuple(map(float, estimate([values.tolist()]))) == tuple(map(float, summary(values)))
+    apart = estimate([[0.0] * 4, [1.0] * 4])
+    assert (float(apart.low), float(apart.mean), float(apart.high)) == (0.5, 0.5, 0.5), "no sample has other shares of tasks"
+    assert all(math.isnan(float(number)) for number in estimate([[], []]))
+
+
+def test_a_policy_that_violates_counts_as_nothing(make: Make, tmp_path: Path) -> None:
+    """Not as a missing seed: an algorithm is not rewarded for its failures. What is behind the number is told beside it."""
+    for seed, score in enumerate([0.8, math.nan, math.nan, 0.8]):
+        make("bold", seed, [row(120, score, violated=seed)])
+    make("worse", 0, [row(120, -2.0)])
+    (section,) = collect([tmp_path / "out"])
+    bold, worse = standings(section)
+    assert bold.score == pytest.approx(0.4) and bold.safe_score == pytest.approx(0.8) and bold.violated_at_end == 2
+    assert (bold.violated, bold.episodes) == (0 + 1 + 2 + 3, 40), "safety is counted over all seeds, untrimmed"
+    assert bold.reward == -5.0
+    assert worse.score == -2.0, "a safe policy keeps its score, even where nothing would have been better"
+
+
+def test_when_most_was_learned(make: Make, tmp_path: Path) -> None:
+    """The first record of 80 % of the run's own final score, over the runs that end above staying put."""
+    rows = [row(0, 0.0), row(60, math.nan), row(120, 0.5), row(180, 0.41), row(240, 0.3), row(600, 0.5)]
+    make("a", 0, [rows[0], row(60, 0.3), *rows[2:]])
+    make("a", 1, [row(0, 0.0), row(240, 0.39), row(360, 0.4), row(600, 0.5)])
+    make("a", 2, [row(0, 0.9), row(600, math.nan)])
+    make("a", 3, [row(0, 0.9), row(600, 0.0)])
+    make("b", 0, [row(0, 0.0)])
+    (section,) = collect([tmp_path / "out"])
+    a, b = standings(section)
+    assert (a.env_steps_learned, a.seconds_learned, a.learned, a.env_steps) == (240.0, 24.0, 2, 600.0)
+    assert math.isnan(b.env_steps_learned) and b.learned == 0
+
+
+def test_unfinished_runs_are_listed_and_not_counted(make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace]) -> None:
+    """Neither a run that was killed nor one that failed enters any number; the table says that they exist, and why."""
+    make("a", 0, [row(120, 0.4)])
+    make("a", 1, [row(60, 0.9)], finished=False)
+    failed = make("b", 0, [], finished=False)
+    (failed / "error.txt").write_text("Traceback ...\nZeroDivisionError: division by zero\n")
+    (section,) = collect([tmp_path / "out"])
+    (a,) = standings(section)
+    assert (a.score, a.seeds) == (0.4, 1)
+    told = run("table", tmp_path / "out", "--out", tmp_path / "table")
+    assert told.status == 0, told.err
+    for text in (told.out, (tmp_path / "table" / "leaderboard.md").read_text()):
+        assert "town-k5, A, seed 1 (60 steps): killed, or still running" in text
+        assert "town-k5, B, seed 0 (no record): failed: ZeroDivisionError: division by zero" in text
+    assert "1 of 1 runs" in text  # machines are those of finished runs
+
+
+def test_only_what_compares_is_compared(make: Make, tmp_path: Path) -> None:
+    """Another budget, city, device or fleet is another table; the same run twice, or two versions of a script, are refused."""
+    make("a", 0, [row(120, 0.4)])
+    make("a", 0, [row(120, 0.4)], out="longer", env_steps=2400)
+    make("a", 0, [row(120, 0.4)], out="gpu", device="cuda")
+    make("a", 0, [row(120, 0.4)], city="other")
+    folders = [tmp_path / name for name in ("out", "longer", "gpu")]
+    assert sorted(section.name for section in collect(folders)) == ["other-k5", "town-k5", "town-k5-2", "town-k5-3"]
+    make("a", 0, [row(120, 0.4)], out="again")
+    with pytest.raises(ValueError, match="hold the same run"):
+        collect([tmp_path / "out", tmp_path / "again"])
+    make("a", 1, [row(120, 0.4)], out="edited", source="f" * 64)
+    with pytest.raises(ValueError, match="different versions of a script"):
+        collect([tmp_path / "out", tmp_path / "edited"])
+    with pytest.raises(ValueError, match=r"no runs of the benchmark .* in .*nowhere"):
+        collect([tmp_path / "nowhere"])
+
+
+def test_the_algorithms_own_files_are_no_runs(make: Make, tmp_path: Path) -> None:
+    """Agents write run files too, in the folder that is theirs."""
+    own = make("a", 0, [row(120, 0.4)]) / "work" / "x" / "seed-9"
+    own.mkdir(parents=True)
+    (own / "run.json").write_text("{}")
+    assert len(collect([tmp_path / "out"])[0].runs) == 1
+
+
+def test_the_aggregate_is_of_what_ran_everywhere(make: Make, tmp_path: Path) -> None:
+    """Pooled over cities, for the algorithms that have met them all."""
+    for seed in range(2):
+        make("a", seed, [row(120, 0.2)])
+        make("a", seed, [row(120, 0.8)], city="other")
+    make("b", 0, [row(120, 0.9)])
+    sections = collect([tmp_path / "out"])
+    (overall,) = aggregate(sections)
+    assert (overall.scenario, overall.algorithm, overall.seeds, overall.episodes) == ("all", "a", 4, 40)
+    assert (overall.score, overall.score_low, overall.score_high) == pytest.approx((0.5, 0.5, 0.5))
+    assert aggregate(sections[:1]) == []
+
+
+def test_a_performance_profile_counts_runs() -> None:
+    """The share strictly above each level; nobody is above their own score."""
+    profile = performance_profile([[0.0, 0.5], [0.5, 1.0]], np.array([-0.1, 0.0, 0.49, 0.5, 1.0]))
+    assert profile.mean.tolist() == [1.0, 0.75, 0.75, 0.25, 0.0]
+    assert (profile.low <= profile.mean).all() and (profile.mean <= profile.high).all()
+    assert profile.low[2] == 0.5, "in the second city no sample is below"
+
+
+def test_learning_curves_hold_the_latest_record(make: Make, tmp_path: Path) -> None:
+    """From where all seeds have begun; one that ended early keeps its policy; a violation counts as 0; shares are pooled."""
+    make("a", 0, [row(0, 0.0), row(120, 0.4, violated=2), row(240, 0.6, violated=2)])
+    make("a", 1, [row(60, 0.2, violated=5), row(180, math.nan, violated=15)])
+    (section,) = collect([tmp_path / "out"])
+    curve = learning_curve(section.finished["a"])
+    assert curve.env_steps.tolist() == [60, 120, 180, 240]
+    assert curve.score.mean.tolist() == pytest.approx([0.1, 0.3, 0.2, 0.3])
+    assert curve.violated.tolist() == pytest.approx([5 / 5, 7 / 15, 17 / 25, 17 / 35])
+    make("still", 0, [row(0, 0.3)])
+    assert math.isnan(learning_curve(collect([tmp_path / "out"])[0].finished["still"]).violated[0])
+
+
+def test_long_learning_curves_are_thinned_out(make: Make, tmp_path: Path) -> None:
+    """Few enough points to draw, the first and the last among them."""
+    make("a", 0, [row(12 * i, i / 1000) for i in range(1000)])
+    curve = learning_curve(collect([tmp_path / "out"])[0].finished["a"])
+    assert len(curve.env_steps) <= POINTS + 1 and curve.env_steps[[0, -1]].tolist() == [0, 12 * 999]
+    assert curve.score.mean[-1] == pytest.approx(0.999)
+
+
+FLEET = {"served_demand": 0.625, "violated": 0.3, "corrected": 0.1}
+
+
+def test_the_files_of_a_leaderboard(make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace]) -> None:
+    """Markdown with marks and counts, every number as CSV, pictures with theirs, and a page whose links lead somewhere."""
+    for city in ("town", "other"):
+        for seed in (0, 1, 3):
+            make("fast", seed, [row(0, 0.0), row(120, 0.5)], city=city, fleet=FLEET)
+            make("given", seed, [row(0, 0.95)], city=city, fleet=FLEET, oracle=True)
+    out, page = tmp_path / "table", tmp_path / "docs" / "leaderboard.md"
+    told = run("table", tmp_path / "out", "--out", out, "--page", page, "--format", "svg")
+    assert told.status == 0, told.err
+    text = page.read_text()
+    cells = [cell.strip() for cell in next(line for line in text.splitlines() if "GIVEN" in line).strip("|").split("|")]
+    assert cells == [
+        "GIVEN †", "6", "0.950 [0.950, 0.950]", "0 of 6", "0.950", "-", "0", "0", "0.0", "0.0", "62.5", "18 of 60", "6 of 60",
+    ]  # fmt: skip
+    assert "## All cities" in text and "Staying put earns -9.000 nats, the certified bound is -1.000." in text
+    for image in re.findall(r"\]\((images/[^)]+)\)", text):
+        assert (page.parent / image).stat().st_size > 10_000
+    assert len(re.findall(r"!\[", text)) == 3 and "[Benchmark](benchmark.md)" in text
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "leaderboard.md", "leaderboard.csv",
+        *(f"{name}.{kind}" for name in ("town-k5", "other-k5", "profiles") for kind in ("svg", "csv")),
+    }  # fmt: skip
+    with (out / "leaderboard.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["scenario"] for line in lines] == ["other-k5"] * 2 + ["town-k5"] * 2 + ["all"] * 2
+    assert lines[-1]["fleets"] == "60" and lines[-1]["fleets_violated"] == "18" and lines[-1]["fleets_corrected"] == "6"
+
+
+def test_commands_and_machines_are_told(
+    make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command is understood, and together they name every finished run."""
+    for seed in (0, 1, 4):
+        make("a", seed, [row(120, 0.5)])
+    make("b", 0, [row(120, 0.5)])
+    assert run("table", tmp_path / "out", "--out", tmp_path / "table").status == 0
+    text = (tmp_path / "table" / "leaderboard.md").read_text()
+    assert "a CPU, 2 cores, Linux; 1 thread(s) per run, 2 run(s) at a time, device cpu (4 of 4 runs)" in text
+    assert "- Commit: abc (4 of 4 runs)" in text and "python 3.11, torch 2.13 (4 of 4 runs)" in text
+    asked: list[Benchmark] = []
+
+    def parsed(benchmark: Benchmark) -> Any:
+        asked.append(benchmark)
+        raise ValueError("not carried out")
+
+    monkeypatch.setattr(Benchmark, "cities", parsed)
+    for line in re.findall(r"^python -m baselines (.*)$", text, re.MULTILINE):
+        assert run(*shlex.split(line)).err.strip().endswith("not carried out")
+    runs = [(name, seed) for one in asked for name in one.algorithms for seed in one.seeds]
+    assert sorted(runs) == [("a", 0), ("a", 1), ("a", 4), ("b", 0)]
+    assert {(one.budget.env_steps, one.budget.seconds, one.cells, *one.scenarios) for one in asked} == {(1200, 60.0, 5, "town")}
+
+
+def test_every_column_is_in_the_rows(make: Make, tmp_path: Path) -> None:
+    """A standing is made of all its fields, none of them an accident of order."""
+    make("a", 0, [row(120, 0.5, seconds=7.0)], fleet=FLEET)
+    (one,) = standings(collect([tmp_path / "out"])[0])
+    assert dataclasses.asdict(one) == {
+        "scenario": "town-k5", "algorithm": "a", "label": "A", "oracle": False, "seeds": 1,
+        "score": 0.5, "score_low": 0.5, "score_high": 0.5, "violated_at_end": 0, "safe_score": 0.5, "reward": -5.0,
+        "episodes": 10, "violated": 0, "env_steps": 120.0, "env_steps_learned": 120.0, "seconds_learned": 7.0, "learned": 1,
+        "seconds": 7.0, "served_demand": 0.625, "fleets": 10, "fleets_violated": 3, "fleets_corrected": 1,
+    }  # fmt: skip
