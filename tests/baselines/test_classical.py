@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines import Stay
+from baselines import RandomField, Stay
 from baselines.aiming import AimedPolicy
 from baselines.algorithm import Budget, Task, algorithms
 from baselines.algorithms import classical
@@ -97,6 +97,14 @@ def test_the_seed_is_the_run(tmp_path: Path) -> None:
     task = make_task(tmp_path)
     fields = [classical.proportional(task, Curve()).field(task.mdp.initial(), 0) for _ in range(2)]
     torch.testing.assert_close(fields[0], fields[1], rtol=0, atol=0)
+
+
+def test_random_is_random_by_the_seed(tmp_path: Path) -> None:
+    """The field of the task's seed, and no other."""
+    task = replace(make_task(tmp_path), seed=5)
+    mu = task.mdp.initial()
+    field = classical.random(task, Curve()).field(mu, 1)
+    torch.testing.assert_close(field, RandomField(task.mdp, 5).field(mu, 1), rtol=0, atol=0)
 
 
 def test_episodes_that_violate_are_told(tmp_path: Path) -> None:

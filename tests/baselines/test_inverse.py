@@ -78,6 +78,22 @@ def test_what_is_out_of_reach_is_approached() -> None:
     assert bool((actions_to(still, positions, mu, wanted).abs() <= 1).all())
 
 
+def test_nobody_ends_up_further_away_than_by_the_guess() -> None:
+    """A motion that jumps has no slopes to follow; the search may fail, and then the guess of free motion stands."""
+
+    def jumping(positions: Tensor, mu: Tensor, actions: Tensor) -> Tensor:
+        return (positions + (actions * 5).round() / 5 + 0.03).clamp(0.0, 1.0)
+
+    generator = torch.Generator().manual_seed(2)
+    positions, wanted = torch.rand(50, 2, generator=generator), torch.rand(50, 2, generator=generator)
+    mu, guess = torch.full((25,), 0.04), wanted - positions
+    missed, guessed = (
+        (jumping(positions, mu, actions) - wanted).norm(dim=-1)
+        for actions in (actions_to(jumping, positions, mu, wanted), guess)
+    )
+    assert bool((missed <= guessed).all())
+
+
 @pytest.mark.parametrize("cells", [1, 5, 25])
 @pytest.mark.parametrize("std", [0.002, 0.0175, 0.3])
 def test_taxis_land_on_average_where_they_are_wanted(cells: int, std: float) -> None:
