@@ -14,6 +14,8 @@ from baselines.cellwise import CellPolicy
 from baselines.inverse import Steering
 from mf_taxi_env import FreeMotion, Motion, TaxiMDP, certified_bound
 
+#: Share of a uniform cell's mass below which a cell counts as holding that much: few taxis cannot carry a large flow.
+EMPTY = 1e-3
 #: Solved distributions that a policy remembers.
 REMEMBERED = 64
 

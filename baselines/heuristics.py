@@ -8,14 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baselines.aiming import AimedPolicy, one_way
+from baselines.aiming import EMPTY, AimedPolicy, one_way
 from baselines.cellwise import CellPolicy
 from mf_taxi_env import MeanFieldMDP, Motion, TaxiMDP
 from mf_taxi_env.checks import whole_number
 from mf_taxi_env.parameterization import Parameterization, make_parameterization
-
-#: Share of a uniform cell's mass below which a cell counts as holding that much: few taxis cannot carry a large flow.
-EMPTY = 1e-3
 
 
 class Stay(CellPolicy):

@@ -17,15 +17,13 @@ from scipy import sparse
 from scipy.optimize import linprog
 from torch import Tensor
 
-from baselines.aiming import AimedPolicy, SolvedPolicy, one_way
+from baselines.aiming import EMPTY, AimedPolicy, SolvedPolicy, one_way
 from mf_taxi_env import Grid, Motion, TaxiMDP
 from mf_taxi_env.checks import whole_number
 
 Vector = NDArray[np.float64]
 #: Steps to the neighbours of a cell, in cells.
 NEIGHBOURS = ((1, 0), (0, 1), (1, 1), (1, -1), (-1, 0), (0, -1), (-1, -1), (-1, 1))
-#: Share of a uniform cell's mass below which a cell counts as holding that much: few taxis cannot carry a large flow.
-EMPTY = 1e-3
 
 
 class Neighbourhood:

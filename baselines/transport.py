@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from baselines.aiming import SolvedPolicy
 from mf_taxi_env import Motion, TaxiMDP
-from mf_taxi_env.distances import PIVOTS
+from mf_taxi_env.wasserstein import PIVOTS
 
 
 class GreedyTransport(SolvedPolicy):

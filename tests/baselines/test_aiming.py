@@ -188,7 +188,8 @@ def constraints(cells: int, kind: int) -> list[Constraint]:
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 1000), cells=st.integers(2, 5), kind=st.integers(0, 3), steps=st.sampled_from([None, 3]))
 def test_no_policy_exceeds_the_bound(seed: int, cells: int, kind: int, steps: int | None) -> None:
-    """In random cities, constant or changing: no step that keeps the constraints earns more than the bound's step."""
+    """In random cities, constant or changing: no step that keeps the constraints earns more than the bound's step, with and
+    without a barrier."""
     rng = np.random.default_rng(seed)
     lead = () if steps is None else (steps,)
     size = cells**2
@@ -200,13 +201,15 @@ def test_no_policy_exceeds_the_bound(seed: int, cells: int, kind: int, steps: in
         0.5,
     )
     mdp = TaxiMDP(city, constraints=constraints(cells, kind), horizon=3, noise_std=0.05)
+    bound, inside = certified_bound(mdp), certified_bound(mdp, 0.1)
+    best, center = torch.from_numpy(bound.mu), torch.from_numpy(inside.mu)
     for make in ALL:
         for barrier in (0.0, 0.03) if make in AIMED else (None,):
             policy = make(mdp) if barrier is None else make(mdp, barrier=barrier)  # type: ignore[call-arg]
-            episode = mdp.rollout(policy)  # type: ignore[arg-type]
-            bound = certified_bound(mdp)
-            best = torch.from_numpy(bound.mu)
-            for t, mu in enumerate(episode.mu[1:].double()):
-                demand = mdp.demand(t).double()
-                if bool((mdp.margins(mu) >= 0).all()):
+            for t, mu in enumerate(mdp.rollout(policy).mu[1:].double()):  # type: ignore[arg-type]
+                demand, margins = mdp.demand(t).double(), mdp.margins(mu)
+                if bool((margins >= 0).all()):
                     assert -kl_divergence(demand, mu) <= -kl_divergence(demand, best[t]) + bound.gap + 1e-6
+                if bool((margins > 0).all()):
+                    values = [-kl_divergence(demand, x) + 0.1 * mdp.margins(x).log().sum() for x in (mu, center[t])]
+                    assert values[0] <= values[1] + inside.gap + 1e-6

@@ -11,7 +11,7 @@ import torch
 from baselines import FluidLP, RollingLP
 from baselines.linear_programs import Neighbourhood, _first_flows
 from mf_taxi_env import EntropyFloor, Grid, TaxiMDP, load_scenario
-from mf_taxi_env.distances import wasserstein
+from mf_taxi_env.wasserstein import wasserstein
 
 #: A way over the eight neighbours is at most so much longer than the straight one: at 22.5 degrees.
 DETOUR = math.cos(math.pi / 8) + math.sin(math.pi / 8) * (math.sqrt(2) - 1)
