@@ -1,73 +1,34 @@
-"""Distances between distributions on the same cells, and constraints that keep the fleet near a distribution or away from it.
-
-Exact Wasserstein distances need the extra ``transport`` (POT).
-"""
+"""Distances between distributions on the same cells, and constraints that keep the fleet near a distribution or away."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mf_taxi_env.constraint import (
     MODELLING_LIPSCHITZ,
     cells_per_axis,
     check_size,
-    checked_dimension,
     from_total_variation,
     length,
     nonnegative,
     store,
     tensor,
 )
-from mf_taxi_env.grid import Grid
 from mf_taxi_env.information import MASS_FLOOR, kl_divergence
+from mf_taxi_env.wasserstein import checked_geometry, potential_near, transport_program, wasserstein
 
 DistanceName = Literal["w1", "kl", "hellinger", "tv"]
 
-#: Pivots that the transport solver may take; a grid of 50 x 50 cells needs fewer than a tenth of them.
-PIVOTS = 10_000_000
 #: Masses nearer than this are at a kink of the total variation: more than a solver's accuracy, less than what costs tightness.
 KINK = 1e-5
-
-
-def wasserstein(mu: Tensor, reference: Tensor, *, dimension: int = 2, periodic: bool = False) -> Tensor:
-    """Wasserstein-1 distance in sides of the unit square, interval or ring.
-
-    The ground distance is the Euclidean one between cell centres; on a ring, the shorter way round.
-
-    The value is ``sum f (mu - reference)`` with ``f`` an optimal Kantorovich potential, which is also the gradient along
-    directions that keep the mass (envelope theorem; a subgradient where several potentials are optimal). Exact linear programs
-    on the CPU, one per distribution of the batch in a Python loop: about 50 ms each at 625 cells.
-
-    Args:
-        mu: Distributions ``[..., K]``; anywhere but at finite numbers the distance is NaN.
-        reference: A distribution ``[K]``; constant, no gradient flows to it.
-        dimension: 1 for cells of an interval or a ring, 2 for those of a square.
-        periodic: Whether the ends of the interval meet: a ring of circumference one.
-
-    Returns:
-        ``[...]``: in ``[0, sqrt 2]`` on a square, ``[0, 1]`` on an interval, ``[0, 1/2]`` on a ring.
-
-    Raises:
-        ImportError: If POT is not installed.
-        ValueError: If ``K`` is not a square number where the cells are those of a square, or that is periodic.
-    """
-    dimension = _geometry(dimension, periodic)
-    cost = _cost(Grid(cells_per_axis(mu.shape[-1], dimension), dimension), periodic)
-    nu = reference.detach().cpu().double().numpy()
-    rows = mu.detach().reshape(-1, mu.shape[-1]).cpu().double().numpy()
-    potentials = np.stack([_potential(row, nu / nu.sum(), cost) for row in rows]) if len(rows) else rows
-    f = torch.from_numpy(potentials).to(mu).reshape(mu.shape)
-    distance: Tensor = ((mu - reference) * f).sum(-1)
-    return distance
 
 
 def total_variation(mu: Tensor, reference: Tensor) -> Tensor:
@@ -114,7 +75,7 @@ class _Reference:
             raise ValueError(f"reference must sum to one, got a sum of {values.sum()}")
         if distance not in get_args(DistanceName):
             raise ValueError(f"distance must be one of {get_args(DistanceName)}, got {distance!r}")
-        dimension = _geometry(dimension, periodic)
+        dimension = checked_geometry(dimension, periodic)
         if distance == "w1":
             cells_per_axis(values.size, dimension)  # raises where there is no square grid to measure on
         constant = _slope(distance, values.size, dimension) if lipschitz is None else lipschitz
@@ -136,7 +97,7 @@ class DistanceCap(_Reference):
     ======================  ==================================================  ===================  ====================
     ``distance``            ``D(mu, nu)``                                       ``lipschitz``        certified bound
     ======================  ==================================================  ===================  ====================
-    ``"w1"`` (needs POT)    exact Wasserstein-1, see :func:`wasserstein`        1, proven            no small program
+    ``"w1"`` (needs POT)    exact Wasserstein-1, see :func:`wasserstein`        1, proven            to 16 x 16 cells
     ``"tv"``                ``sum |mu - nu| / 2``                               ``k``, proven        yes
     ``"hellinger"``         ``|sqrt mu - sqrt nu|_2 / sqrt 2``                  0.1, modelling       yes
     ``"kl"``                ``sum mu log(mu / nu)``, in nats                    0.1, modelling       yes
@@ -194,6 +155,10 @@ class DistanceCap(_Reference):
 
     def tangent(self, mu: Tensor, slope: Tensor) -> tuple[Tensor, Tensor] | None:
         """``(offset, slope)`` of a linear function above the margin, see :class:`mf_taxi_env.Constraint`; None where smooth."""
+        if self.distance == "w1":
+            nu = tensor(self.reference, mu.dtype, mu.device)
+            potential = potential_near(-slope, mu, nu, dimension=self.dimension, periodic=self.periodic)
+            return self.cap + potential @ nu, -potential
         if self.distance != "tv":
             return None
         # TV is the largest sum of s (mu - nu) / 2 over s in [-1, 1], and s is the sign where that is plain.
@@ -204,11 +169,11 @@ class DistanceCap(_Reference):
 
     def convex_margin(self, mu: Any) -> Any:
         check_size(mu, len(self.reference))
-        if self.distance == "w1":
-            raise TypeError("DistanceCap in 'w1' has no convex program of moderate size (K * K flows), so no certified bound")
         import cvxpy as cp
 
         nu = np.array(self.reference)
+        if self.distance == "w1":
+            return self.cap - transport_program(mu, nu, dimension=self.dimension, periodic=self.periodic)
         if self.distance == "tv":
             return self.cap - 0.5 * cp.norm1(mu - nu)
         if self.distance == "kl":
@@ -270,43 +235,3 @@ def _slope(distance: DistanceName, size: int, dimension: int) -> float:
     if distance == "w1":
         return 1.0
     return from_total_variation(1.0, size, dimension) if distance == "tv" else MODELLING_LIPSCHITZ
-
-
-def _geometry(dimension: int, periodic: bool) -> int:
-    """``dimension`` if there is such a grid; ValueError otherwise."""
-    dimension = checked_dimension(dimension)
-    if not isinstance(periodic, bool) or (periodic and dimension != 1):
-        raise ValueError(f"periodic must be False, or True with dimension=1 (a ring), got {periodic!r} with {dimension}")
-    return dimension
-
-
-def _potential(mu: NDArray[np.float64], nu: NDArray[np.float64], cost: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A function ``f`` ``[K]``, 1-Lipschitz between cell centres, with ``sum f (mu - nu) = W1(mu, nu)``."""
-    # Rounding may leave a trace below zero or a sum off one, both of which the solver would refuse.
-    mass = np.maximum(mu, 0.0)
-    if not (np.isfinite(mu).all() and mass.sum() > 0):
-        return np.full(mu.size, np.nan)
-    _, log = _pot().emd2(mass / mass.sum(), nu, cost, numItermax=PIVOTS, log=True)
-    # The solver's potential of mu says little about its empty cells. That of nu says it all: the largest f that it permits is
-    # 1-Lipschitz everywhere, and minus the potential on nu's own cells.
-    support = nu > 0
-    f = (cost[:, support] - log["v"][support]).min(1)
-    # Any constant may be added; this one keeps products with masses in float32 small.
-    centred: NDArray[np.float64] = f - 0.5 * (f.max() + f.min())
-    return centred
-
-
-@lru_cache(maxsize=4)
-def _cost(grid: Grid, periodic: bool) -> NDArray[np.float64]:
-    """Distances between the cell centres, ``[K, K]``: Euclidean, or on a ring the shorter way round."""
-    centers = grid.centers(dtype=torch.float64)
-    cost: NDArray[np.float64] = torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist").numpy()
-    return np.minimum(cost, 1.0 - cost) if periodic else cost
-
-
-def _pot() -> Any:
-    try:
-        import ot
-    except ImportError as error:
-        raise ImportError("Exact Wasserstein distances need POT: pip install 'safe-m3-taxi[transport]'") from error
-    return ot

@@ -33,7 +33,15 @@ OF_THE_AGENT = [page for page in PAGES if page.parent.name in ("models", "planne
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/quickstart.md", "docs/callbacks.md", "docs/fleet.md", "docs/stable_baselines.md"]
+    "page",
+    [
+        "README.md",
+        "docs/quickstart.md",
+        "docs/callbacks.md",
+        "docs/fleet.md",
+        "docs/baselines.md",
+        "docs/stable_baselines.md",
+    ],
 )
 def test_snippets_run(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every Python block of a page, one after the other in one namespace; a learning run is shortened to one episode."""

@@ -200,22 +200,28 @@ REFERENCES = np.random.default_rng(1).dirichlet(np.ones(25), 2)
 BUSY, CALM = [0, 6, 12, 18], [3, 9, 15, 21]
 
 
-@pytest.mark.parametrize(
-    "constraints",
-    [
-        (WeightedEntropyFloor(np.arange(25) % 3, 0.95),),
-        (SmoothedEntropyFloor(0.95, 0.01),),
-        (RegionCapacity(BUSY, 0.1),),
-        (RegionCoverage(CALM, 0.4),),
-        (DistanceCap(REFERENCES[0], 0.2, "tv"),),
-        (DistanceCap(REFERENCES[0], 0.2, "hellinger"),),
-        (DistanceCap(REFERENCES[0], 0.1, "kl"),),
-        (EntropyFloor(0.9), RegionCoverage(CALM, 0.3)),
-        (DistanceCap(REFERENCES[0], 0.35, "tv"), DistanceCap(REFERENCES[1], 0.35, "tv"), RegionCapacity(BUSY, 0.15)),
-        (EntropyFloor(0.9), DistanceCap(REFERENCES[1], 0.35, "hellinger"), DistanceCap(np.full(25, 0.04), 0.3, "tv")),
-    ],
-    ids=lambda constraints: "+".join(constraint.name for constraint in constraints),
-)
+CONVEX: list[tuple[Constraint, ...]] = [
+    (WeightedEntropyFloor(np.arange(25) % 3, 0.95),),
+    (SmoothedEntropyFloor(0.95, 0.01),),
+    (RegionCapacity(BUSY, 0.1),),
+    (RegionCoverage(CALM, 0.4),),
+    (DistanceCap(REFERENCES[0], 0.2, "tv"),),
+    (DistanceCap(REFERENCES[0], 0.2, "hellinger"),),
+    (DistanceCap(REFERENCES[0], 0.1, "kl"),),
+    (DistanceCap(REFERENCES[0], 0.05, "w1"),),
+    (EntropyFloor(0.9), DistanceCap(np.eye(25)[12], 0.35, "w1")),
+    (EntropyFloor(0.9), RegionCoverage(CALM, 0.3)),
+    (DistanceCap(REFERENCES[0], 0.35, "tv"), DistanceCap(REFERENCES[1], 0.35, "tv"), RegionCapacity(BUSY, 0.15)),
+    (EntropyFloor(0.9), DistanceCap(REFERENCES[1], 0.35, "hellinger"), DistanceCap(np.full(25, 0.04), 0.3, "tv")),
+]
+
+
+def names(constraints: tuple[Constraint, ...]) -> str:
+    """What tests of them are called."""
+    return "+".join(constraint.name for constraint in constraints)
+
+
+@pytest.mark.parametrize("constraints", CONVEX, ids=names)
 @pytest.mark.parametrize("barrier", [0.0, 0.1])
 def test_every_convex_constraint_has_a_tight_bound(
     make_scenario: Make, constraints: tuple[Constraint, ...], barrier: float
@@ -252,11 +258,45 @@ def test_the_certificate_of_kinks_does_not_trust_the_solver(make_scenario: Make)
         assert upper >= best - 1e-9
 
 
-@pytest.mark.parametrize("constraint", [KeepAway(REFERENCES[0], 0.1, "tv"), DistanceCap(REFERENCES[0], 0.1, "w1")])
-def test_constraints_without_a_convex_program_say_so(make_scenario: Make, constraint: Constraint) -> None:
+@pytest.mark.parametrize("constraints", CONVEX, ids=names)
+@pytest.mark.parametrize("barrier", [0.0, 0.1])
+def test_every_convex_constraint_has_a_bound_of_changing_demand(
+    make_scenario: Make, constraints: tuple[Constraint, ...], barrier: float
+) -> None:
+    """Step by step what a city of that step's demand alone has, and of the certificates the worst; the last step goes on."""
+    city = make_scenario(5, 1, steps=2)
+    bound = certified_bound(TaxiMDP(city, horizon=3, constraints=constraints), barrier)
+    singles = [
+        certified_bound(
+            TaxiMDP(Scenario("one", city.demand[t], city.trips[t], city.box), horizon=1, constraints=constraints), barrier
+        )
+        for t in (0, 1, 1)
+    ]
+    assert singles[0].reward != pytest.approx(singles[1].reward, abs=1e-3)
+    assert bound.reward == pytest.approx(sum(single.reward for single in singles), abs=1e-6)
+    assert bound.gap == pytest.approx(max(single.gap for single in singles), abs=1e-6)
+    assert bound.gap < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("cells", "constraint"),
+    [
+        *((5, KeepAway(REFERENCES[0], 0.1, distance)) for distance in ("tv", "hellinger", "kl", "w1")),
+        (17, DistanceCap(np.full(289, 1 / 289), 0.1, "w1")),  # convex, but of 83,521 flows
+    ],
+)
+def test_constraints_without_a_convex_program_say_so(make_scenario: Make, cells: int, constraint: Constraint) -> None:
     """A TypeError that names the constraint, also beside a convex one."""
     with pytest.raises(TypeError, match=f"{type(constraint).__name__}.*no certified bound"):
-        certified_bound(TaxiMDP(make_scenario(5), constraints=(EntropyFloor(0.9), constraint)))
+        certified_bound(TaxiMDP(make_scenario(cells), constraints=(EntropyFloor(0.9), constraint)))
+
+
+@pytest.mark.parametrize("barrier", [0.0, 0.1])
+def test_without_constraints_a_barrier_changes_nothing(make_scenario: Make, barrier: float) -> None:
+    """There is no margin whose logarithm could enter."""
+    bound = certified_bound(world(make_scenario, None), barrier)
+    assert bound.per_step == pytest.approx(0.0, abs=1e-5)
+    assert bound.gap < 1e-3
 
 
 def test_the_bound_can_be_asked_for_without_gradients(make_scenario: Make) -> None:

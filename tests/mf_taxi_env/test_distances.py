@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from mf_taxi_env import TaxiMDP
 from mf_taxi_env.constraint import Constraint
-from mf_taxi_env.distances import DistanceCap, DistanceName, KeepAway, hellinger, total_variation, wasserstein
+from mf_taxi_env.distances import DistanceCap, DistanceName, KeepAway, hellinger, total_variation
+from mf_taxi_env.wasserstein import potential_near, transport_program, wasserstein
 
 F64 = torch.float64
 NAMES: tuple[DistanceName, ...] = ("w1", "kl", "hellinger", "tv")
@@ -204,12 +205,49 @@ def test_tangents_of_total_variation_lie_above_its_margin() -> None:
         torch.testing.assert_close(slope[:4], asked[:4].clamp(-0.5, 0.5))
 
 
-@pytest.mark.parametrize("constraint", [KeepAway([0.5, 0.5, 0, 0], 0.1, "tv"), DistanceCap([0.5, 0.5, 0, 0], 0.1)], ids=str)
+@pytest.mark.parametrize(
+    "constraint", [KeepAway([0.5, 0.5, 0, 0], 0.1, "tv"), DistanceCap(np.full(289, 1 / 289), 0.1)], ids=["keep-away", "17 x 17"]
+)
 def test_no_convex_program(constraint: Any) -> None:
     """Named, so that the user knows which of several constraints it was."""
     cp = pytest.importorskip("cvxpy")
     with pytest.raises(TypeError, match=f"{type(constraint).__name__}.*no certified bound"):
-        constraint.convex_margin(cp.Variable(4))
+        constraint.convex_margin(cp.Variable(len(constraint.reference)))
+
+
+@pytest.mark.parametrize(("size", "dimension", "periodic"), [(25, 2, False), (12, 1, False), (12, 1, True)])
+def test_the_program_is_the_distance(size: int, dimension: int, periodic: bool) -> None:
+    """On squares, intervals and rings the cheapest plan costs what POT says, also to a reference with empty cells."""
+    cp = pytest.importorskip("cvxpy")
+    rng = np.random.default_rng(0)
+    mu, nu = simplex(rng, size), simplex(rng, size)
+    nu[::3] = 0.0
+    nu /= nu.sum()
+    variable = cp.Variable(size)
+    expression = transport_program(variable, nu.numpy(), dimension=dimension, periodic=periodic)
+    assert expression.is_convex()
+    program = cp.Problem(cp.Minimize(expression), [variable == mu.numpy()])
+    expected = float(wasserstein(mu, nu, dimension=dimension, periodic=periodic))
+    assert program.solve(solver=cp.CLARABEL) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("size", "dimension", "periodic"), [(25, 2, False), (12, 1, True)])
+def test_any_values_make_a_potential(size: int, dimension: int, periodic: bool) -> None:
+    """A bound from below on the distance of anything; the distance itself if made of its slope, also where that is wrong
+    at empty cells."""
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        mu, nu, other = simplex(rng, size), simplex(rng, size), simplex(rng, size)
+        mu[2::3], nu[1::2] = 0.0, 0.0
+        mu, nu = mu / mu.sum(), nu / nu.sum()
+        asked = torch.from_numpy(rng.normal(size=size))
+        potential = potential_near(asked, mu, nu, dimension=dimension, periodic=periodic)
+        assert float(potential @ (other - nu)) <= float(wasserstein(other, nu, dimension=dimension, periodic=periodic)) + 1e-9
+        distance = wasserstein(mu.requires_grad_(), nu, dimension=dimension, periodic=periodic)
+        (slope,) = torch.autograd.grad(distance, mu)
+        wrong = torch.where(mu.detach() > 0, slope, asked)
+        tight = potential_near(wrong, mu.detach(), nu, dimension=dimension, periodic=periodic)
+        assert float(tight @ (mu - nu).detach()) == pytest.approx(float(distance.detach()), abs=1e-9)
 
 
 def test_without_pot_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,112 @@
+"""What an operator can learn of how taxis move, from representative ones, and how to be safe as far as that goes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from mf_taxi_env import MeanFieldMDP, TaxiMDP
+from mf_taxi_env.mdp import Field
+from safe_m3_agent import Config
+from safe_m3_agent.hallucination import HallucinatedMDP, UnknownMotion
+from safe_m3_agent.model.dynamics_model import DynamicsModel
+from safe_m3_agent.model.ensemble import ProbabilisticEnsemble
+from safe_m3_agent.policy import PolicyConfig, make_policy
+from safe_m3_agent.representatives import observe
+from safe_m3_agent.tightening import accumulated_tightening, lipschitz_constants
+from safe_m3_agent.transitions import Transitions
+
+#: Weights of the log-barrier that put the target inside the constraints by more and more; 0 is the optimum itself.
+BARRIERS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+Policy = TypeVar("Policy", bound=Field)
+
+
+@dataclass(frozen=True, eq=False)
+class BelievedMotion:
+    """The mean of a model of motion, as a :class:`~mf_taxi_env.Motion`."""
+
+    model: DynamicsModel
+
+    def __call__(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Tensor:
+        return self.model.predict(positions, mu, actions).mean
+
+
+class MotionStudy:
+    """Episodes in which the fleet stays put and representative taxis explore, and the motion that is learned from them.
+
+    The taxis, their exploration and the ensemble are those of Safe-M3-UCRL with its default settings: its equal in what
+    it sees. The fleet stays as safe as it is when it stays put.
+
+    Args:
+        mdp: The true world; its motion moves the taxis, and is not looked at.
+        seed: Seed of everything random here.
+        config: Settings of the agent whose taxis and ensemble these are.
+    """
+
+    def __init__(self, mdp: TaxiMDP, seed: int, config: Config | None = None) -> None:
+        self.mdp = mdp
+        self.config = config or Config()
+        #: The city without its motion: all that a policy of the operator is given of it.
+        self.known = mdp.with_motion(UnknownMotion())
+        self.episodes = self.violated = 0
+        self._generator = torch.Generator(mdp.device).manual_seed(seed)
+        self._model = ProbabilisticEnsemble(
+            self.config.ensemble, mdp.grid, mdp.noise.std, self._generator, dtype=mdp.dtype, device=mdp.device
+        )
+        self._stay = make_policy(PolicyConfig(), mdp, self._generator)  # what the agent starts from, too
+        self._seen = Transitions.empty(mdp.initial(), mdp.grid.dimension)
+
+    @property
+    def env_steps(self) -> int:
+        """Steps that the true world has made so far."""
+        return self.episodes * self.mdp.horizon
+
+    def episode(self) -> None:
+        """One more episode, and a new fit."""
+        beta = self.config.beta
+        with torch.no_grad():
+            executed = self.mdp.rollout(self._stay)
+            seen = observe(executed, self.mdp, self._model, self._stay, self.config, self._generator, beta=beta)
+        self.episodes += 1
+        self.violated += int(executed.violations > 0)
+        self._seen = self._seen.join(seen.transitions)
+        self._model.fit(self._seen, self._generator)
+
+    def world(self) -> HallucinatedMDP:
+        """The city as it is believed to be now; later episodes do not change it."""
+        return HallucinatedMDP(self.known, copy.deepcopy(self._model), beta=0.0)
+
+
+@torch.no_grad()
+def with_least_barrier(make: Callable[[float], Policy], world: MeanFieldMDP) -> Policy | None:
+    """The policy with the smallest barrier that keeps the constraints all through an episode.
+
+    In a learned world constraints are tightened for what is not known of the motion, as in the experiments of arXiv
+    2306.17052, see :func:`~safe_m3_agent.tightening.accumulated_tightening`; in the true one there is nothing to doubt.
+
+    Args:
+        make: The policy of a barrier's weight.
+        world: Where the episode is played.
+
+    Returns:
+        Found by bisection of :data:`BARRIERS`, for margins grow with the barrier; None where no weight is enough.
+    """
+    if not world.constraints:
+        return make(BARRIERS[0])
+    kept, low, high = None, 0, len(BARRIERS)
+    while low < high:
+        middle = (low + high) // 2
+        policy = make(BARRIERS[middle])
+        episode = world.rollout(policy)
+        margins = episode.margins - accumulated_tightening(episode.uncertainty, lipschitz_constants(world))
+        if bool((margins >= 0).all()):
+            high, kept = middle, policy
+        else:
+            low = middle + 1
+    return kept
