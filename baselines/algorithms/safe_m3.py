@@ -25,7 +25,7 @@ VARIANTS: dict[str, tuple[str, Config]] = {
         replace(
             BASE,
             planner="ddpg",
-            barrier=BarrierConfig(initial=0.1, fall=0.7),
+            barrier=BarrierConfig(initial=0.1, fall=0.9),
             ddpg=DDPGConfig(critic="expansion", rounds=10, episodes=8, actor_batch=4, critic_steps=5),
         ),
     ),
