@@ -100,10 +100,17 @@ def table(
 def _announce(benchmark: Benchmark, plans: Sequence[Plan], where: str) -> None:
     """What will be run, and what is there already."""
     done, begun = sum(plan.finished for plan in plans), sum(plan.begun for plan in plans)
-    counts = (len(benchmark.algorithms), len(benchmark.scenarios), len(benchmark.seeds))
+    counts = [
+        f"{len(several)} {one if len(several) == 1 else many}"
+        for several, one, many in (
+            (benchmark.algorithms, "algorithm", "algorithms"),
+            (benchmark.scenarios, "city", "cities"),
+            (benchmark.seeds, "seed", "seeds"),
+        )
+    ]
     fleets = plans[0].settings.fleet_runs
     rows = {
-        "runs": "{} = {} algorithms x {} cities x {} seeds".format(len(plans), *counts),
+        "runs": f"{len(plans)} = {' x '.join(counts)}",
         "algorithms": " ".join(dict.fromkeys(f"{plan.label}{' (oracle)' * plan.oracle}," for plan in plans)).rstrip(","),
         "cities": ", ".join(dict.fromkeys(plan.folder.parent.parent.name for plan in plans)),
         "budget": f"{benchmark.budget.env_steps:,} steps, {benchmark.budget.seconds:,g} s; then "

@@ -55,7 +55,7 @@ def test_a_run_is_recorded_whole(run: Run, drift: Path, quick: tuple[object, ...
         "run", "--algorithms", "stay", f"{drift}:drift", *quick, "--taxis", 500, "--fleet-runs", 2, "--out", tmp_path / "out"
     )
     assert told.status == 0, told.err
-    assert "2 = 2 algorithms x 1 cities x 1 seeds" in told.out and "0 finished, 0 begun; 2 to go" in told.out
+    assert "2 = 2 algorithms x 1 city x 1 seed" in told.out and "0 finished, 0 begun; 2 to go" in told.out
     assert "synthetic-k5/drift/seed-0  score" in told.out and "2 of 6 episodes violated" in told.out
     folder = tmp_path / "out" / DRIFT_FOLDER / "seed-0"
     recorded = read_run(folder)
