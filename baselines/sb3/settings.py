@@ -16,6 +16,7 @@ from mf_taxi_env.checks import whole_number
 HYPERPARAMETERS = Path(__file__).with_name("hyperparameters.toml")
 
 ClassName = Literal["PPO", "A2C", "DDPG", "TD3", "SAC"]
+Activation = Literal["tanh", "relu"]
 
 _COMMON = {"learning_rate", "gamma"}
 _ON_POLICY = _COMMON | {"n_steps", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "normalize_advantage"}
@@ -67,6 +68,7 @@ class Settings:
         penalty: Price of a nat of cost, at least 0; with a Lagrangian the first price.
         caution: Margin in nats below which a step costs, at least 0.
         hidden: Widths of the hidden layers, of actors and critics alike.
+        activation: What is between them: ``"tanh"`` or ``"relu"``.
         last_layer: Factor, in (0, 1], on the first weights of the actor's last layer: near 0 the policy starts by staying put.
         noise: Standard deviation of exploration in units of ``reach``, positive: the first one for PPO, A2C and SAC, which
             learn it, and that of all for DDPG and TD3.
@@ -84,14 +86,16 @@ class Settings:
     penalty: float
     caution: float
     hidden: tuple[int, ...]
+    activation: Activation
     last_layer: float
     noise: float
     model: Mapping[str, Any]
     lagrangian: Lagrangian | None = None
 
     def __post_init__(self) -> None:
-        if self.algorithm not in get_args(ClassName):
-            raise ValueError(f"algorithm must be one of {get_args(ClassName)}, got {self.algorithm!r}")
+        for name, kind in (("algorithm", ClassName), ("activation", Activation)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}")
         _number("reach", self.reach, least=0.0, most=1.0, positive=True)
         _number("last_layer", self.last_layer, least=0.0, most=1.0, positive=True)
         _number("noise", self.noise, least=0.0, positive=True)

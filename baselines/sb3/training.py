@@ -108,7 +108,8 @@ def make_model(settings: Settings, envs: Priced, *, seed: int, device: torch.dev
         device: Of the networks.
     """
     arguments: dict[str, Any] = dict(settings.model)
-    policy: dict[str, Any] = {"net_arch": list(settings.hidden)}
+    activation = {"tanh": nn.Tanh, "relu": nn.ReLU}[settings.activation]
+    policy: dict[str, Any] = {"net_arch": list(settings.hidden), "activation_fn": activation}
     if settings.algorithm in ("PPO", "A2C"):
         policy["log_std_init"] = math.log(settings.noise)
     elif settings.algorithm in ("DDPG", "TD3"):

@@ -71,7 +71,7 @@ def test_no_key_may_be_missing_or_unknown(name: str, tmp_path: Path) -> None:
     text = HYPERPARAMETERS.read_text()
     start = text.index(f"[{name}]")
     stated = lines(name)
-    assert len(stated) == 12 + len(ARGUMENTS[SECTIONS[name].algorithm]) + 4 * (SECTIONS[name].lagrangian is not None)
+    assert len(stated) == 13 + len(ARGUMENTS[SECTIONS[name].algorithm]) + 4 * (SECTIONS[name].lagrangian is not None)
     file = tmp_path / "mine.toml"
     for line in stated:
         for changed, message in (("", "lacks the keys"), (f"x{line}", "unknown keys")):
@@ -90,6 +90,7 @@ def test_no_key_may_be_missing_or_unknown(name: str, tmp_path: Path) -> None:
         ("caution = .*", "caution = nan", "caution"),
         ("num_envs = .*", "num_envs = 0", "num_envs"),
         ("algorithm = .*", 'algorithm = "PPO2"', "algorithm must be one of"),
+        ("activation = .*", 'activation = "gelu"', "activation must be one of ('tanh', 'relu'), got 'gelu'"),
         ("hidden = .*", "hidden = 64", "hidden must be of type list"),
         ("hidden = .*", "hidden = [0]", "hidden"),
         ("observe_time = .*", "observe_time = 1", "observe_time must be of type bool"),
