@@ -21,6 +21,7 @@ from mf_taxi_env.bound import episode_score
 from safe_m3_agent import checkpoint
 from safe_m3_agent.calibration import Calibration, HeldOut
 from safe_m3_agent.callbacks import Callback, as_callback, training
+from safe_m3_agent.certificate import confidence_radius
 from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.history import Episode, History
@@ -289,7 +290,8 @@ class SafeM3UCRL:
         with torch.no_grad():
             epistemic = learned.rollout(self._policy).uncertainty.mean()
             executed = self.mdp.rollout(self._policy)
-            seen = observe(executed, self.mdp, self.model, self._policy, self.config, self._generator, beta=beta, tau=tau)
+            radius = confidence_radius(beta, self.model.members)
+            seen = observe(executed, self.mdp, self.model, self._policy, self.config, self._generator, radius=radius, tau=tau)
         self._transitions = self._transitions.join(seen.transitions)
         self.calibration.add(seen.held_out)
         self.model.fit(self._transitions, self._generator)

@@ -32,7 +32,7 @@ def observe(
     config: Config,
     generator: torch.Generator,
     *,
-    beta: float,
+    radius: float,
     tau: float = 1.0,
 ) -> Observed:
     """Send representative taxis through an episode of the fleet.
@@ -46,7 +46,7 @@ def observe(
         policy: What the fleet does.
         config: How many taxis, and how they explore.
         generator: Source of randomness.
-        beta: Half-width of the confidence set in epistemic standard deviations.
+        radius: Half-width of the confidence set in epistemic standard deviations, as certificates take it.
         tau: Factor by which the agent takes these to be too small.
     """
     seed = int(torch.randint(2**62, (1,), generator=generator, device=world.device))
@@ -64,7 +64,7 @@ def observe(
         belief = model.predict(positions, mu, actions)
         error = world.space.displacement(belief.mean, world.motion(positions, mu, actions)).abs()
         # A thousandth of a cell is forgiven: beyond the city's edge belief and truth agree but for rounding.
-        covered.append((error <= beta * belief.epistemic + 1e-3 / world.grid.cells).all(-1))
+        covered.append((error <= radius * belief.epistemic + 1e-3 / world.grid.cells).all(-1))
         taxis.step(actions, mu)
         moves.append(Transitions(positions, mu.expand(len(positions), -1), actions, taxis.positions))
         held_out.append(HeldOut.of_landings(belief, taxis.positions, world.space, tau))

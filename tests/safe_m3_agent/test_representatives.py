@@ -42,9 +42,9 @@ def test_taxis_live_in_the_fleets_mean_field(make_world: Callable[..., TaxiMDP],
         policy.logits += 0.3 * torch.randn(policy.logits.shape, generator=torch.Generator().manual_seed(0))
         executed = world.rollout(policy)
         model = KnownModel(world.motion, world.noise.std)
-        seen, _ = observe(executed, world, model, policy, replace(tiny, representative_agents=20), torch.Generator(), beta=3.5)[
-            :2
-        ]
+        seen, _ = observe(
+            executed, world, model, policy, replace(tiny, representative_agents=20), torch.Generator(), radius=3.5
+        )[:2]
     for t in range(4):
         assert torch.equal(seen.mu[20 * t : 20 * t + 20], world.shift(executed.mu[t], t).expand(20, -1))
 
@@ -57,7 +57,7 @@ def test_trips_come_between_moves(make_world: Callable[..., TaxiMDP], tiny: Conf
         executed = world.rollout(policy)
         model = KnownModel(world.motion, world.noise.std)
         config = replace(tiny, representative_agents=4000)
-        seen, _ = observe(executed, world, model, policy, config, torch.Generator().manual_seed(0), beta=3.5)[:2]
+        seen, _ = observe(executed, world, model, policy, config, torch.Generator().manual_seed(0), radius=3.5)[:2]
     landed, went_on = seen.next_positions[:4000], seen.positions[4000:]
     carried = float((landed != went_on).any(-1).float().mean())
     served = torch.minimum(executed.mu[1], world.demand(1)).sum()
@@ -71,7 +71,7 @@ def test_passengers_are_reported(make_world: Callable[..., TaxiMDP], tiny: Confi
     model = KnownModel(world.motion, world.noise.std)
     config = replace(tiny, representative_agents=40_000)
     executed = world.rollout(FieldPolicy(world))
-    trips = observe(executed, world, model, FieldPolicy(world), config, torch.Generator().manual_seed(0), beta=3.5).trips
+    trips = observe(executed, world, model, FieldPolicy(world), config, torch.Generator().manual_seed(0), radius=3.5).trips
     served = torch.minimum(executed.mu[0], world.demand(0))
     assert trips.size / 40_000 == pytest.approx(float(served.sum()), abs=0.01)
     seen = torch.zeros(9, 9).index_put((trips.origins, trips.destinations), torch.ones(()), accumulate=True)
@@ -88,7 +88,9 @@ def test_coverage_tells_a_right_model_from_a_wrong_one(make_world: Callable[...,
     executed = world.rollout(policy)
     right = KnownModel(world.motion, world.noise.std)
     wrong = KnownModel(lambda positions, mu, actions: (positions - 0.1 * actions).clamp(0, 1), world.noise.std)
-    covered = [observe(executed, world, model, policy, tiny, torch.Generator(), beta=3.5).coverage for model in (right, wrong)]
+    covered = [
+        observe(executed, world, model, policy, tiny, torch.Generator(), radius=3.5).coverage for model in (right, wrong)
+    ]
     assert covered[0] == 1.0 and covered[1] < 0.5
 
 
