@@ -73,8 +73,10 @@ def learner(config: Config) -> Train:
             return record(agent.policy, env_steps=played * task.mdp.horizon, episodes=played, violated=violated)
 
         left = task.budget.env_steps // task.mdp.horizon - len(agent.history)
-        # Where there is a history the kill may have come between checkpoint and record.
-        if left > 0 and (not agent.history or show(agent)):
+        # A kill may have come between the last checkpoint and its record; a budget below an episode leaves the first policy.
+        if (agent.history or left < 1) and not show(agent):
+            return agent.policy
+        if left > 0:
             with RunFolder(task.folder) as run:
                 agent.learn(left, callback=[run, show])
         return agent.policy
