@@ -8,7 +8,7 @@ from itertools import groupby
 
 from baselines.collected import Section, final
 from baselines.run_folder import RecordedRun
-from baselines.standings import Standing
+from baselines.standings import Aggregate, Standing
 from baselines.table import markdown, unfinished
 
 INTRODUCTION = """\
@@ -28,7 +28,7 @@ whichever comes first; evaluation does not count. Its last policy is judged in t
 def page_text(
     sections: Sequence[Section],
     ranked: dict[str, list[Standing]],
-    overall: Sequence[Standing],
+    overall: Aggregate,
     images: dict[str, str],
     more: str,
 ) -> str:
@@ -37,14 +37,17 @@ def page_text(
     Args:
         sections: All runs.
         ranked: Standings by the name of their section.
-        overall: Standings over all sections; empty for a single one.
+        overall: Standings over all cities, or why there are none.
         images: Paths of pictures from where the page lies, by the name of their section; ``"profiles"`` is that of the
             performance profiles.
         more: Where the columns are defined, in Markdown.
     """
     parts = ["# Leaderboard", INTRODUCTION + f"\nAll columns: {more}."]
-    if overall:
-        parts += ["## All cities", "Runs of all cities pooled; the bootstrap draws seeds within each city.", markdown(overall)]
+    if overall.standings:
+        pooled = "Runs of all cities pooled; the bootstrap draws seeds within each city."
+        parts += ["## All cities", pooled, markdown(overall.standings)]
+    elif overall.reason:
+        parts += ["## All cities", f"There is no table of all cities: {overall.reason}."]
     if "profiles" in images:
         parts.append(f"![Performance profiles]({images['profiles']})")
     for section in sections:

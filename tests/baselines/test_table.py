@@ -189,10 +189,46 @@ def test_the_aggregate_is_of_what_ran_everywhere(make: Make, tmp_path: Path) -> 
         make("a", seed, [row(120, 0.8)], city="other")
     make("b", 0, [row(120, 0.9)])
     sections = collect([tmp_path / "out"])
-    (overall,) = aggregate(sections)
+    whole = aggregate(sections)
+    (overall,) = whole.standings
     assert (overall.scenario, overall.algorithm, overall.seeds, overall.episodes) == ("all", "a", 4, 40)
     assert (overall.score, overall.score_low, overall.score_high) == pytest.approx((0.5, 0.5, 0.5))
-    assert aggregate(sections[:1]) == []
+    assert whole.reason == "" and aggregate(sections[:1]) == (sections[:1], [], "")
+
+
+def test_a_city_without_a_finished_run_takes_nothing_away(
+    make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace]
+) -> None:
+    """Neither the aggregate over the others nor the profiles: its first run may still be under way."""
+    for city in ("town", "other"):
+        make("a", 0, [row(120, 0.4)], city=city)
+    make("a", 0, [row(60, 0.1)], city="new", finished=False)
+    whole = aggregate(collect([tmp_path / "out"]))
+    assert [one.seeds for one in whole.standings] == [2] and [one.name for one in whole.sections] == ["other-k5", "town-k5"]
+    told = run("table", tmp_path / "out", "--out", tmp_path / "table")
+    assert told.status == 0 and "all cities" in told.out and (tmp_path / "table" / "profiles.csv").exists(), told.err
+
+
+@pytest.mark.parametrize(
+    ("city", "settings", "reason"),
+    [
+        ("town", {"env_steps": 2400}, "town-k5 and town-k5-2 are of one city, town"),
+        ("other", {"env_steps": 2400}, "env_steps differs (other-k5 2400, town-k5 1200)"),
+        ("other", {"device": "cuda"}, "device differs (other-k5 cuda, town-k5 cpu)"),
+    ],
+)
+def test_what_cannot_be_pooled_is_not(
+    make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace], city: str, settings: dict[str, Any], reason: str
+) -> None:
+    """Two budgets of one city are not two cities; the page says why there is no table of all of them."""
+    make("a", 0, [row(120, 0.4)])
+    make("a", 0, [row(120, 0.8)], city=city, out="second", **settings)
+    folders = [tmp_path / "out", tmp_path / "second"]
+    assert aggregate(collect(folders))[1:] == ([], reason)
+    told = run("table", *folders, "--out", tmp_path / "table")
+    assert told.status == 0 and f"No table of all cities: {reason}" in told.out, told.err
+    assert f"There is no table of all cities: {reason}." in (tmp_path / "table" / "leaderboard.md").read_text()
+    assert not (tmp_path / "table" / "profiles.csv").exists()
 
 
 def test_a_performance_profile_counts_runs() -> None:
