@@ -14,10 +14,12 @@ from mf_taxi_env.checks import whole_number
 try:
     import tyro
 
+    from baselines.judgement import stay_margin
     from baselines.leaderboard import make_leaderboard
-    from baselines.plans import Benchmark, Plan
+    from baselines.plans import Benchmark, Plan, city_world
     from baselines.run_folder import ERROR_FILE, Result
     from baselines.runner import run_all
+    from mf_taxi_env.bound import MARGIN_TOLERANCE
 except ImportError as error:
     # A user who left out the extra gets a hint from main(), not a traceback from here.
     _MISSING: ImportError | None = error
@@ -66,7 +68,9 @@ def run(
     plans = benchmark.plans(cities)
     missing = [plan for plan in plans if not plan.finished]
     at_a_time = workers if workers is not None else (os.cpu_count() or 1) if device == "cpu" else 1
-    _announce(benchmark, plans, "on Ray" if ray else f"{at_a_time} at a time")
+    folders = {plan.folder.parent.parent.name: cities[plan.scenario] for plan in plans}
+    margins = {name: stay_margin(city_world(city, "cpu")) for name, city in folders.items()}
+    _announce(benchmark, plans, margins, "on Ray" if ray else f"{at_a_time} at a time")
     failed, width = [], max(len(plan.name) for plan in plans)
     try:
         for number, (plan, result) in enumerate(run_all(missing, cities, device, workers=at_a_time, ray=ray), start=1):
@@ -97,7 +101,7 @@ def table(
     print(make_leaderboard(runs, out, page, format))
 
 
-def _announce(benchmark: Benchmark, plans: Sequence[Plan], where: str) -> None:
+def _announce(benchmark: Benchmark, plans: Sequence[Plan], margins: dict[str, float], where: str) -> None:
     """What will be run, and what is there already."""
     done, begun = sum(plan.finished for plan in plans), sum(plan.begun for plan in plans)
     counts = [
@@ -112,13 +116,21 @@ def _announce(benchmark: Benchmark, plans: Sequence[Plan], where: str) -> None:
     rows = {
         "runs": f"{len(plans)} = {' x '.join(counts)}",
         "algorithms": " ".join(dict.fromkeys(f"{plan.label}{' (oracle)' * plan.oracle}," for plan in plans)).rstrip(","),
-        "cities": ", ".join(dict.fromkeys(plan.folder.parent.parent.name for plan in plans)),
+        "cities": ", ".join(margins),
+        "stay put": ", ".join(f"margin {margin:.4f} in {city}" for city, margin in margins.items()),
         "budget": f"{benchmark.budget.env_steps:,} steps, {benchmark.budget.seconds:,g} s; then "
         + (f"{fleets} fleets of {benchmark.taxis:,} taxis" if fleets else "no finite fleets"),
         "there": f"{done} finished, {begun} begun; {len(plans) - done} to go, {where}",
         "folder": str(benchmark.out),
     }
     print(*(f"{name:<10}  {text}" for name, text in rows.items()), sep="\n", end="\n\n", flush=True)
+    for city, margin in margins.items():
+        if not margin >= -MARGIN_TOLERANCE:
+            print(
+                f"baselines: warning: in {city} staying put violates a constraint (margin {margin:.4f}): scores are measured "
+                "from an unsafe fleet, and 0 is no score to fall back to",
+                file=sys.stderr,
+            )
 
 
 def _told(result: Result | None) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from baselines.heuristics import Stay
 from mf_taxi_env import FleetSimulator, TaxiMDP, certified_bound, score
 from mf_taxi_env.bound import MARGIN_TOLERANCE, demand_match, stay_return
 from mf_taxi_env.fleet_metrics import episode_metrics, fleet_metrics, over_runs
@@ -81,6 +82,12 @@ class Judge:
                 f"a policy that keeps the constraints earned {judgement.reward:.6f} nats (score {judgement.score:.6f}); "
                 f"none can earn more than {self.bound.upper:.6f}: the world, the bound or the judge is wrong"
             )
+
+
+@torch.no_grad()
+def stay_margin(world: TaxiMDP) -> float:
+    """The smallest margin of an episode in which everybody stays put: below 0, a score of 0 is that of an unsafe fleet."""
+    return float(world.rollout(Stay(world)).worst_margin)
 
 
 @torch.no_grad()

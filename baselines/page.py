@@ -16,8 +16,8 @@ Every algorithm has the same budget: it learns until it has made that many steps
 whichever comes first; evaluation does not count. Its last policy is judged in the true mean field and with finite fleets.
 
 - **score**: share of the possible, 0 = staying put, 1 = certified bound; interquartile mean over seeds with its 95 % bootstrap
-  interval. A final policy that violates a constraint has no score and counts as 0, what the fleet earns if it is not used;
-  *violate at the end* says how many do.
+  interval. A final policy that violates a constraint has no score and counts as 0, what the fleet earns if it is not used
+  and everybody stays put, which has to be safe itself; *violate at the end* says how many do.
 - **episodes violated**: of the episodes executed in the true world while learning, over all seeds.
 - **steps**, **seconds to 80 %**: until the policy in hand first had 80 % of the run's own final score; of runs that end above
   0.
@@ -110,6 +110,8 @@ def _world(section: Section) -> str:
     if finished := [run for runs in section.finished.values() for run in runs]:
         result = final(finished[0])
         told.append(f"Staying put earns {result.stay:.3f} nats, the certified bound is {result.bound:.3f}.")
+        unsafe = [run for run in section.finished.get("stay", []) if final(run).violations]
+        told += ["**Staying put violates a constraint here: the zero of the scores is unsafe itself.**"] * bool(unsafe)
     if shown.fleet_runs:
         told.append(f"Finite fleets: {shown.fleet_runs} of {shown.taxis:,} taxis per run.")
     return " ".join(told)

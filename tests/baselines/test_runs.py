@@ -306,6 +306,21 @@ def test_ctrl_c_says_how_to_go_on(run: Run, quick: tuple[object, ...], tmp_path:
     assert run("run", "--algorithms", "stay", *quick, "--out", tmp_path / "out").status == 0
 
 
+def test_an_unsafe_zero_is_told(run: Run, quick: tuple[object, ...], tmp_path: Path) -> None:
+    """Where staying put violates, a score of 0 is no refuge: before the runs, and on the page of their table."""
+    options = ("--algorithms", "stay", *quick, "--out", tmp_path / "out")
+    told = run("run", *options)
+    assert "margin 0.27" in told.out and "warning" not in told.err
+    told = run("run", *options, "--scenarios", "shenzhen")
+    assert told.status == 0 and "margin -0.0152 in shenzhen-k5" in told.out
+    assert "warning: in shenzhen-k5 staying put violates a constraint" in told.err
+    for city, unsafe in (("shenzhen", True), ("synthetic", False)):
+        (tmp_path / city).mkdir()
+        (tmp_path / "out" / f"{city}-k5").rename(tmp_path / city / f"{city}-k5")
+        assert run("table", tmp_path / city, "--out", tmp_path / "table").status == 0
+        assert ("Staying put violates" in (tmp_path / "table" / "leaderboard.md").read_text()) is unsafe
+
+
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rather than a traceback."""
     monkeypatch.setattr(cli, "_MISSING", ImportError("No module named 'tyro'"))
