@@ -22,7 +22,7 @@ from baselines import cli
 from baselines.curve import Row
 from baselines.plans import Benchmark
 from baselines.run_folder import RecordedRun, Result, locked, read_run
-from baselines.runner import run_all
+from baselines.runner import Refused, run_all
 from mf_taxi_env import TaxiMDP, load_scenario, score
 from mf_taxi_env.fleet_metrics import METRICS
 
@@ -115,11 +115,11 @@ def test_a_lost_worker_loses_nothing(
 ) -> None:
     """A worker that the kernel kills is replaced, and its run goes on to the result it would have had."""
     drift.with_name("plan").write_text("1 4 kill")
-    told = run("run", "--algorithms", f"{drift}:drift", *quick, "--seeds", 2, "--workers", 2, "--out", tmp_path / "out")
-    assert told.status == 0, told.out
+    told = run("run", "--algorithms", f"{drift}:drift", *quick, "--seeds", 2, "--workers", 3, "--out", tmp_path / "out")
+    assert told.status == 0 and "2 at a time" in told.out, told.out
     for seed in (0, 1):
         recorded = read_run(tmp_path / "out" / DRIFT_FOLDER / f"seed-{seed}")
-        assert len(recorded.starts) == 1 + seed
+        assert [start["at_a_time"] for start in recorded.starts] == [2] * (1 + seed), "two runs take two workers of three"
         assert without_times(recorded) == without_times(undisturbed(seed))
 
 
@@ -196,7 +196,7 @@ def test_cities_of_the_same_name_are_told_apart(benchmark_of: Callable[..., Benc
         both.plans(both.cities())
 
 
-def test_a_run_belongs_to_one_process(benchmark_of: Callable[..., Benchmark]) -> None:
+def test_a_run_belongs_to_one_process(benchmark_of: Callable[..., Benchmark], run: Run, quick: tuple[object, ...]) -> None:
     """A worker that outlived its benchmark must not meet its successor in one folder; a process that ends lets go."""
     benchmark = benchmark_of("stay")
     cities = benchmark.cities()
@@ -207,8 +207,11 @@ def test_a_run_belongs_to_one_process(benchmark_of: Callable[..., Benchmark]) ->
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         ((_, result),) = run_all([plan], cities, "cpu", workers=1)
+        told = run("run", "--algorithms", "stay", *quick, "--out", benchmark.out)
         holder.kill()
-    assert result is None and "another process" in (plan.folder / "error.txt").read_text()
+    assert isinstance(result, Refused) and "another process" in result.reason
+    assert {path.name for path in plan.folder.iterdir()} == {".lock", "work"}, "the folder is the other's"
+    assert told.status == 1 and "0 of 1 runs are finished" in told.out and f"1 refused:\n  {result.reason}" in told.out
     with locked(plan.folder):
         pass
 
