@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 from baselines.collected import Section, final
-from baselines.run_folder import RecordedRun
 from baselines.standings import Aggregate, Standing
 from baselines.table import markdown, unfinished
 
@@ -63,7 +64,10 @@ def page_text(
 
 
 def commands(sections: Sequence[Section]) -> list[str]:
-    """Commands that make the finished runs again, one per set of seeds that some algorithms share."""
+    """Commands for a shell that make the finished runs again, one per set of seeds that some algorithms share.
+
+    Each section has a folder of its own, which runs in one world under two budgets need.
+    """
     lines = []
     for section in sections:
         by_seeds: dict[tuple[int, int], list[str]] = {}
@@ -73,7 +77,6 @@ def commands(sections: Sequence[Section]) -> list[str]:
         settings, asked = section.settings, section.runs[0].asked
         for (first, count), names in by_seeds.items():
             options = {
-                "--algorithms": " ".join(names),
                 "--scenarios": asked["scenario"],
                 "--cells": asked["cells"],
                 "--seeds": count,
@@ -83,8 +86,10 @@ def commands(sections: Sequence[Section]) -> list[str]:
                 "--taxis": settings.taxis,
                 "--fleet-runs": settings.fleet_runs,
                 "--device": settings.device,
+                "--out": f"runs/{section.name}",
             }
-            lines.append(" ".join(["python -m baselines run", *(f"{name} {value}" for name, value in options.items())]))
+            words = ["python", "-m", "baselines", "run", "--algorithms", *names]
+            lines.append(shlex.join(words + [str(word) for option in options.items() for word in option]))
     return lines
 
 
@@ -118,23 +123,25 @@ def _world(section: Section) -> str:
 
 
 def _machines(sections: Sequence[Section]) -> str:
-    """Machines, versions and commits of all starts of finished runs, and how many there are of each."""
+    """Machines, versions and commits of all starts of finished runs, and how many runs have each to their account."""
     runs = [run for section in sections for finished in section.finished.values() for run in finished]
     if not runs:
         return "No run is finished."
     kinds: dict[str, Counter[str]] = {"Machine": Counter(), "Versions": Counter(), "Commit": Counter()}
     for run in runs:
-        for kind, told in _last_start(run).items():
+        for kind, told in {fact for start in run.starts for fact in _told(start).items()}:
             kinds[kind][told] += 1
     lines = [
-        f"- {kind}: {told} ({count} of {len(runs)} runs)" for kind, found in kinds.items() for told, count in found.items()
+        f"- {kind}: {told} ({count} of {len(runs)} runs)"
+        for kind, found in kinds.items()
+        for told, count in sorted(found.items())
     ]
     again = sum(len(run.starts) > 1 for run in runs)
     return "\n".join([*lines, *([f"- Went on after a kill: {again} of {len(runs)} runs"] if again else [])])
 
 
-def _last_start(run: RecordedRun) -> dict[str, str]:
-    start = run.starts[-1]
+def _told(start: dict[str, Any]) -> dict[str, str]:
+    """A start in words."""
     machine = start["machine"]
     told = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {machine['threads']} thread(s) per run"
     versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items() if version)
