@@ -30,7 +30,7 @@ class Settings:
 
     Attributes:
         algorithm: Name of the algorithm.
-        source: SHA-256 of the script that the algorithm is from; None for one of an installed package.
+        source: SHA-256 of the script that the algorithm is from and of the settings it is registered with; None without both.
         scenario: Name of the city.
         world: What tells the world from others: cells, horizon, noise, constraints, the city's fingerprint and so on, see
             :func:`~safe_m3_agent.worlds.world_facts`.

@@ -26,10 +26,8 @@ from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.history import Episode, History
 from safe_m3_agent.improvement import SafeImprovement
-from safe_m3_agent.model.dynamics_model import DynamicsModel, KnownModel
-from safe_m3_agent.model.ensemble import ProbabilisticEnsemble
-from safe_m3_agent.model.gaussian_process import GaussianProcess
 from safe_m3_agent.model.trip_model import make_trip_model
+from safe_m3_agent.motion_model import make_motion_model
 from safe_m3_agent.policy import Policy, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
@@ -76,7 +74,7 @@ class SafeM3UCRL:
         self.history = History()
         self._generator = torch.Generator(mdp.device).manual_seed(seed)
         self._policy = make_policy(config.policy, mdp, self._generator)
-        self.model = self._make_model()
+        self.model = make_motion_model(config, mdp, self._generator)
         self.trips = make_trip_model(config.trips, mdp, self._generator) if config.learn_trips else None
         directions = self.model.members + (0 if self.trips is None else self.trips.members)
         self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), mdp.initial().new_zeros(0, directions))
@@ -333,18 +331,6 @@ class SafeM3UCRL:
                 "a policy is certified. Loosen the constraint, or start where the fleet is safe",
                 stacklevel=3,
             )
-
-    def _make_model(self) -> DynamicsModel:
-        noise_std = self.mdp.noise.std
-        if self.config.model == "known":
-            return KnownModel(self.mdp.motion, noise_std)
-        shared: dict[str, Any] = {"dtype": self.mdp.dtype, "device": self.mdp.device}
-        if self.config.model == "gp":
-            if self.mdp.periodic:
-                raise ValueError("model='gp' learns motion in the unit square, and this world is a ring: use model='ensemble'")
-            return GaussianProcess(self.config.gp, self.mdp.grid, noise_std, self._generator, **shared)
-        shared |= {"space": self.mdp.space, "reach": self.mdp.reach}
-        return ProbabilisticEnsemble(self.config.ensemble, self.mdp.grid, noise_std, self._generator, **shared)
 
 
 def _progress_bar(total: int, *, shown: bool) -> Any:

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from baselines import cli
+from baselines import algorithm, cli
 from baselines.curve import Row
 from baselines.plans import Benchmark
 from baselines.run_folder import RecordedRun, Result, locked, read_run
 from baselines.runner import Refused, run_all
 from mf_taxi_env import TaxiMDP, load_scenario, score
 from mf_taxi_env.fleet_metrics import METRICS
+from safe_m3_agent import Config
 
 Run = Callable[..., SimpleNamespace]
 DRIFT_FOLDER = Path("synthetic-k5") / "drift"
@@ -178,6 +179,21 @@ def test_a_changed_script_is_another_algorithm(run: Run, drift: Path, quick: tup
     drift.write_text(drift.read_text() + "\n# better\n")
     told = run(*options)
     assert told.status == 2 and "source (" in told.err and "--out" in told.err
+
+
+def test_a_built_in_algorithm_with_other_settings_is_another(
+    benchmark_of: Callable[..., Benchmark], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release that changes an algorithm's settings does not take an old result for its own; two algorithms differ, too."""
+    cities = benchmark_of("stay").cities()
+    (plan,) = benchmark_of("safe-m3").plans(cities)
+    (other,) = benchmark_of("safe-m3-ddpg").plans(cities)
+    assert plan.settings.source is not None and plan.settings.source != other.settings.source
+    before = algorithm.algorithms()["safe-m3"]
+    changed = dataclasses.replace(before, settings=Config(model="gp", beta=4.0))
+    monkeypatch.setitem(algorithm._ALGORITHMS, "safe-m3", changed)
+    (again,) = benchmark_of("safe-m3").plans(cities)
+    assert again.settings.source not in (None, plan.settings.source)
 
 
 def test_cities_of_the_same_name_are_told_apart(benchmark_of: Callable[..., Benchmark], tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_only_what_compares_is_compared(make: Make, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hold the same run"):
         collect([tmp_path / "out", tmp_path / "again"])
     make("a", 1, [row(120, 0.4)], out="edited", source="f" * 64)
-    with pytest.raises(ValueError, match="different versions of a script"):
+    with pytest.raises(ValueError, match="different versions of its script or settings"):
         collect([tmp_path / "out", tmp_path / "edited"])
     with pytest.raises(ValueError, match=r"no runs of the benchmark .* in .*nowhere"):
         collect([tmp_path / "nowhere"])
