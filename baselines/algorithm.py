@@ -63,8 +63,8 @@ class Recorder(Protocol):
     def __call__(self, policy: Field, *, env_steps: int, episodes: int, violated: int) -> bool:
         """Measure a policy in the true world and add a row to the run's learning curve.
 
-        Where the curve has rows of as many steps or more, from before the run was killed, they are replaced, at the first record
-        after the kill. An algorithm that begins from scratch then should record at its start, with 0 steps: else rows, and the
+        Where the curve has rows of as many steps or more, from before the run was killed, the first record after the kill
+        replaces them. An algorithm that begins from scratch then should record at its start, with 0 steps: else rows, and the
         time, of what was lost stay to its account.
 
         Args:
