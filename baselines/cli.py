@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     app = tyro.extras.SubcommandApp()
     for command in (run, table):
         app.command(command)
-    app.command(list_algorithms, name="list")
+    app.command(name="list")(list_algorithms)
     try:
         app.cli(prog="python -m baselines", description="The benchmark: algorithms side by side.", args=arguments)
     except (ValueError, OSError, ImportError) as error:
