@@ -140,6 +140,7 @@ def find_algorithm(name: str) -> Algorithm:
 
     Args:
         name: ``"stay"``; or ``"path/to/script.py:mine"`` or ``"package.module:mine"``, which imports script or module first.
+            A script's folder is put on ``sys.path``.
 
     Raises:
         ValueError: If there is no such file, or no algorithm of that name.
@@ -162,6 +163,9 @@ def _run_script(path: Path) -> None:
     spec = importlib.util.spec_from_file_location(module, path)
     assert spec is not None  # it is a .py file
     assert spec.loader is not None
+    folder = str(path.parent.absolute())
+    if folder not in sys.path:  # as when Python runs it: it may import what lies beside it
+        sys.path.insert(0, folder)
     loaded = importlib.util.module_from_spec(spec)
     sys.modules[module] = loaded  # where dataclasses and pickle look for what is defined there
     spec.loader.exec_module(loaded)

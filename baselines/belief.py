@@ -94,18 +94,27 @@ def with_least_barrier(make: Callable[[float], Policy], world: MeanFieldMDP) -> 
         world: Where the episode is played.
 
     Returns:
-        Found by bisection of :data:`BARRIERS`, for margins grow with the barrier; None where no weight is enough.
+        Found by bisection of :data:`BARRIERS`, as margins grow with the barrier as a rule. They need not: where none that
+        bisection looks at is enough, the first of all the others that is; None where no weight is.
     """
     if not world.constraints:
         return make(BARRIERS[0])
-    kept, low, high = None, 0, len(BARRIERS)
+    kept, low, high, left = None, 0, len(BARRIERS), list(BARRIERS)
     while low < high:
         middle = (low + high) // 2
+        left.remove(BARRIERS[middle])
         policy = make(BARRIERS[middle])
-        episode = world.rollout(policy)
-        margins = episode.margins - accumulated_tightening(episode.uncertainty, lipschitz_constants(world))
-        if bool((margins >= 0).all()):
+        if _keeps(policy, world):
             high, kept = middle, policy
         else:
             low = middle + 1
+    if kept is None:
+        return next((policy for policy in map(make, left) if _keeps(policy, world)), None)
     return kept
+
+
+def _keeps(policy: Field, world: MeanFieldMDP) -> bool:
+    """Whether all margins of an episode outweigh what is not known of the motion."""
+    episode = world.rollout(policy)
+    margins = episode.margins - accumulated_tightening(episode.uncertainty, lipschitz_constants(world))
+    return bool((margins >= 0).all())
