@@ -30,6 +30,7 @@ from safe_m3_agent.model.dynamics_model import DynamicsModel, KnownModel
 from safe_m3_agent.model.ensemble import ProbabilisticEnsemble
 from safe_m3_agent.model.gaussian_process import GaussianProcess
 from safe_m3_agent.model.trip_model import make_trip_model
+from safe_m3_agent.planners.planner import part_of
 from safe_m3_agent.policy import Policy, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
@@ -174,7 +175,6 @@ class SafeM3UCRL:
             for _ in range(episodes):
                 hooks.on_episode_start(self)
                 episode = self._episode()
-                self.history.append(episode)
                 go_on = hooks.on_episode_end(self, episode) is not False
                 bar.set_postfix_str(
                     f"reward={episode.reward:.2f}, worst margin={episode.min_margin:.3f}, score={episode.score:.3f}",
@@ -198,26 +198,8 @@ class SafeM3UCRL:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         checkpoint.write_run_files(target, self.mdp, self.config, self.seed)
-        draft = self._improvement.draft.state_dict() if self._improvement.draft is not None else {}
-        tensors = {
-            "generator": self._generator.get_state(),
-            "adversaries": self._improvement.adversaries,
-            **{f"policy.{name}": value for name, value in self._policy.state_dict().items()},
-            **{f"draft.{name}": value for name, value in draft.items()},
-            **{f"planner.{name}": value for name, value in self._improvement.planner.state().items()},
-            **{f"model.{name}": value for name, value in self.model.state().items()},
-            **{f"trips.{name}": value for name, value in (self.trips.state() if self.trips is not None else {}).items()},
-            **{f"transitions.{name}": value for name, value in self._transitions._asdict().items()},
-            **{f"held_out.{name}": value for name, value in self.calibration.held_out._asdict().items()},
-        }
-        facts = {
-            "device": self.mdp.device.type,
-            "barrier_weight": self._improvement.weight,
-            "planned_at": self._improvement.planned_at,
-            "anew_at": self._improvement.anew_at,
-            "history": self.history.records(),
-        }
-        checkpoint.save_checkpoint(target / checkpoint.CHECKPOINT_FILE, tensors, facts)
+        tensors, facts = self._state()
+        checkpoint.save_checkpoint(target / checkpoint.CHECKPOINT_FILE, tensors, {**facts, "history": self.history.records()})
         return target
 
     def check_folder(self, folder: str | os.PathLike[str]) -> None:
@@ -248,26 +230,9 @@ class SafeM3UCRL:
         tensors, facts = checkpoint.load_checkpoint(source / checkpoint.CHECKPOINT_FILE, mdp.device)
         agent = cls(mdp, config, seed=seed)
 
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
         try:
-            agent._policy.load_state_dict(part("policy."))
-            if part("draft."):
-                agent._improvement.draft = copy.deepcopy(agent._policy)
-                agent._improvement.draft.load_state_dict(part("draft."))
-            agent._improvement.planner.load_state(part("planner."))
-            agent.model.load_state(part("model."))
-            if agent.trips is not None:
-                agent.trips.load_state(part("trips."))
-            agent._transitions = Transitions(**part("transitions."))
-            agent.calibration.held_out = HeldOut(**part("held_out."))
-            agent._improvement.adversaries = tensors["adversaries"]
-            agent._restore_generator(tensors["generator"].cpu(), facts["device"])
-            agent._improvement.weight = float(facts["barrier_weight"])
-            agent._improvement.planned_at = int(facts["planned_at"])
-            agent._improvement.anew_at = int(facts["anew_at"])
             agent.history = History.from_records(facts["history"])
+            agent._restore(tensors, facts)
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"{source / checkpoint.CHECKPOINT_FILE} does not fit its {checkpoint.RUN_FILE}: {error}"
@@ -277,6 +242,18 @@ class SafeM3UCRL:
     # -- one episode ------------------------------------------------------------------------------------------------------
 
     def _episode(self) -> Episode:
+        """An episode, whole or not at all: it has happened once it is in the history, and what ends it before undoes it."""
+        before, number = self._state(), len(self.history)
+        try:
+            self.history.append(self._executed())
+        except BaseException:  # an interrupt as well
+            if len(self.history) == number:
+                self._restore(*before)
+            raise
+        return self.history[-1]
+
+    def _executed(self) -> Episode:
+        """Improve, execute, observe, learn; and what there is to say of it."""
         start = time.perf_counter()
         certifies = self.config.constrained and self.config.certified and bool(self.mdp.constraints) and not self.model.exact
         calibrated = self.config.calibrate and certifies
@@ -313,6 +290,30 @@ class SafeM3UCRL:
             barrier_weight=decision.weight,
             seconds=time.perf_counter() - start,
         )
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that an episode changes but the history: tensors, which the next episode does not touch, and JSON-able facts."""
+        tensors, facts = self._improvement.state()
+        tensors |= {
+            "generator": self._generator.get_state(),
+            **{f"policy.{name}": value for name, value in self._policy.state_dict().items()},
+            **{f"model.{name}": value for name, value in self.model.state().items()},
+            **{f"trips.{name}": value for name, value in (self.trips.state() if self.trips is not None else {}).items()},
+            **{f"transitions.{name}": value for name, value in self._transitions._asdict().items()},
+            **{f"held_out.{name}": value for name, value in self.calibration.held_out._asdict().items()},
+        }
+        return tensors, {"device": self.mdp.device.type, **facts}
+
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Take over what :meth:`_state` gave."""
+        self._policy.load_state_dict(part_of(tensors, "policy."))
+        self._improvement.load_state(tensors, facts)
+        self.model.load_state(part_of(tensors, "model."))
+        if self.trips is not None:
+            self.trips.load_state(part_of(tensors, "trips."))
+        self._transitions = Transitions(**part_of(tensors, "transitions."))
+        self.calibration.held_out = HeldOut(**part_of(tensors, "held_out."))
+        self._restore_generator(tensors["generator"].cpu(), facts["device"])
 
     def _restore_generator(self, state: Tensor, device: str) -> None:
         if device == self.mdp.device.type:

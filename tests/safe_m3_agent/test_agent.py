@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from safe_m3_agent.model.trip_model import TripConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.policy import PolicyConfig
+from safe_m3_agent.run import RunFolder
 
 QUICK = Config(beta=3.0, representative_agents=40, ensemble=EnsembleConfig(steps=60))
 
@@ -243,6 +245,59 @@ def test_resumed_after_certificates(safe: SafeM3UCRL, midway: Path) -> None:
     assert not any(parameter.any() for parameter in resumed._improvement.first.parameters())  # it is to stay put, not in use
     assert resumed.learn(1) == safe.history
     assert all(torch.equal(a, b) for a, b in zip(parameters(resumed), parameters(safe), strict=True))
+
+
+#: Where an interrupt may come: after what has been called how often, in which episode, under which settings.
+INTERRUPTS: dict[str, tuple[str, int, int, dict[str, Any]]] = {
+    "planning": ("planners.bptt.BPTTPlanner.plan", 2, 2, {}),
+    "planning, critics new": ("planners.ddpg.DDPGPlanner.plan", 2, 1, {"planner": "ddpg"}),
+    "planning, critics learned": ("planners.ddpg.ActorCritic.fit_critic", 3, 2, {"planner": "ddpg"}),
+    "screening": ("certificate.Certifier.screen", 1, 2, {}),
+    "going part of the way": ("improvement.SafeImprovement._part_of_the_way", 1, 1, {}),
+    "observing": ("agent.observe", 1, 2, {}),
+    "fitting": ("model.ensemble.ProbabilisticEnsemble._descend", 1, 2, {}),
+    "fitting a Gaussian process": ("model.gaussian_process.GaussianProcess._sampled", 1, 2, {"model": "gp"}),
+    "fitting trips": ("model.trip_model.TripModel.fit", 1, 2, {"learn_trips": True}),
+    "judging": ("agent.episode_score", 1, 0, {}),
+}
+
+
+@pytest.mark.parametrize("place", INTERRUPTS)
+def test_an_interrupted_episode_has_not_happened(
+    world: TaxiMDP, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Whatever an interrupt cuts short, agent and folder are as before the episode, and both go on as if nothing had been."""
+    target, times, done, settings = INTERRUPTS[place]
+    config = replace(tiny, **settings)
+    whole = SafeM3UCRL(world, config, seed=7)
+    whole.learn(done + 2)
+    original, calls = pkgutil.resolve_name(f"safe_m3_agent.{target}"), []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        result = original(*arguments, **options)
+        calls.append(place)
+        if len(calls) == times:
+            raise KeyboardInterrupt
+        return result
+
+    agent = SafeM3UCRL(world, config, seed=7)
+    with RunFolder(tmp_path) as run:
+        if done:
+            agent.learn(done, callback=run)
+        before = {name: value.clone() for name, value in agent._state()[0].items()}, agent._state()[1]
+        with monkeypatch.context() as patch:
+            patch.setattr(f"safe_m3_agent.{target}", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                agent.learn(1, callback=run)
+    tensors, facts = agent._state()
+    assert facts == before[1] and tensors.keys() == before[0].keys() and len(agent.history) == done
+    assert all(torch.equal(value.nan_to_num(9.0), before[0][name].nan_to_num(9.0)) for name, value in tensors.items())
+    resumed = SafeM3UCRL.load(tmp_path)
+    assert resumed.history == agent.history
+    for one in (agent, resumed):
+        assert one.learn(2) == whole.history
+        assert all(torch.equal(a, b) for a, b in zip(parameters(one), parameters(whole), strict=True))
+        assert torch.equal(one._generator.get_state(), whole._generator.get_state())
 
 
 def test_global_seeds_are_left_alone(world: TaxiMDP, tiny: Config) -> None:
