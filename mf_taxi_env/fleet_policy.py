@@ -59,5 +59,5 @@ def checked(actions: Tensor, shape: torch.Size) -> Tensor:
     low, high = actions.aminmax()
     # NaN compares false, so it is refused as well.
     if not bool(torch.maximum(high, -low) <= 1.0):
-        raise ValueError("actions must be finite and lie in [-1, 1]")
+        raise ValueError(f"actions must be finite and lie in [-1, 1], got some from {float(low):g} to {float(high):g}")
     return actions

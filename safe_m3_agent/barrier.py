@@ -33,12 +33,15 @@ class BarrierConfig:
     def __post_init__(self) -> None:
         if not 0 < self.final <= self.initial < math.inf:
             raise ValueError(
-                f"barrier weights must satisfy 0 < final <= initial, got final={self.final}, initial={self.initial}"
+                f"barrier.final and barrier.initial must satisfy 0 < final <= initial, got final={self.final!r}, "
+                f"initial={self.initial!r}"
             )
         if not 0 < self.fall < 1 <= self.rise < math.inf:
-            raise ValueError(f"fall must lie in (0, 1) and rise be at least 1, got fall={self.fall}, rise={self.rise}")
+            raise ValueError(
+                f"barrier.fall must lie in (0, 1) and barrier.rise be at least 1, got fall={self.fall!r}, rise={self.rise!r}"
+            )
         if not 0 < self.width < math.inf:
-            raise ValueError(f"width must be a positive number, got {self.width}")
+            raise ValueError(f"barrier.width must be a positive number, got {self.width!r}")
 
     def after(self, weight: float, *, certified: bool) -> float:
         """The weight that follows ``weight``, when plans made with it were certified or not."""

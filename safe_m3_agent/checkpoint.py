@@ -143,7 +143,10 @@ def read_run_files(folder: Path, mdp: ParticleMDP | None, device: torch.device |
     run = _read_json(path)
     try:
         if run["format"] != FORMAT or run["version"] != FORMAT_VERSION:
-            raise ValueError(f"{path} has format {run['format']!r} version {run['version']!r}")
+            raise ValueError(
+                f"{path} has format {run['format']!r} version {run['version']!r}; this library reads {FORMAT!r} version "
+                f"{FORMAT_VERSION}"
+            )
         config, seed, world = from_dict(Config, run["config"]), int(run["seed"]), run["world"]
         if mdp is None:
             mdp = rebuilt_world(folder, world, device)

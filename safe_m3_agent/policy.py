@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.mdp import Field, MeanFieldMDP
 
 PolicyKind = Literal["field", "network"]
@@ -35,11 +36,15 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(PolicyKind):
-            raise ValueError(f"policy kind must be 'field' or 'network', got {self.kind!r}")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must name at least one positive width, got {self.hidden!r}")
+            raise ValueError(f"policy.kind must be 'field' or 'network', got {self.kind!r}")
+        if not self.hidden:
+            raise ValueError(f"policy.hidden must name at least one width, got {self.hidden!r}")
+        for layer, width in enumerate(self.hidden):
+            whole_number(f"policy.hidden[{layer}]", width, least=1)
         if self.kind == "network" and self.per_step and not self.residual:
-            raise ValueError("per_step must be False for a network without a residual field, got True: it has nothing per step")
+            raise ValueError(
+                "policy.per_step must be False for a network without a residual field, got True: it has nothing per step"
+            )
 
 
 class Policy(nn.Module, ABC):

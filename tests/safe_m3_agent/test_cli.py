@@ -210,7 +210,7 @@ def test_options_out_of_range_are_explained(tmp_path: Path, capsys: pytest.Captu
     assert caught.value.code == 2
     shown = capsys.readouterr()
     text = " ".join((shown.err + shown.out).replace("│", " ").split())
-    assert "members must be at least 2, got 1" in text and "Traceback" not in text
+    assert "ensemble.members must be an integer >= 2, got 1" in text and "Traceback" not in text
 
 
 def test_a_planner_that_breaks_down_is_explained(

@@ -142,7 +142,7 @@ def test_a_step_after_the_last_field_uses_the_last(world: TaxiMDP) -> None:
     [
         ({"kind": "tree"}, "'field' or 'network', got 'tree'"),
         ({"hidden": ()}, "hidden"),
-        ({"hidden": (8, 0)}, r"got \(8, 0\)"),
+        ({"hidden": (8, 0)}, r"policy.hidden\[1\] must be an integer >= 1, got 0"),
         ({"kind": "network", "per_step": True, "residual": False}, "per_step must be False"),
     ],
 )
