@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mf_taxi_env import FreeMotion, ParticleMDP, TaxiMDP
 from mf_taxi_env.bound import episode_score
+from mf_taxi_env.safety import scatter
 from safe_m3_agent import checkpoint
 from safe_m3_agent.calibration import Calibration, HeldOut
 from safe_m3_agent.callbacks import Callback, as_callback, training
@@ -30,6 +31,8 @@ from safe_m3_agent.model.dynamics_model import DynamicsModel, KnownModel
 from safe_m3_agent.model.ensemble import ProbabilisticEnsemble
 from safe_m3_agent.model.gaussian_process import GaussianProcess
 from safe_m3_agent.model.trip_model import make_trip_model
+from safe_m3_agent.observations import answered, read_observation
+from safe_m3_agent.planners.critic import check_critic
 from safe_m3_agent.planners.planner import part_of
 from safe_m3_agent.policy import Policy, make_policy
 from safe_m3_agent.representatives import observe
@@ -72,6 +75,7 @@ class SafeM3UCRL:
         if device is not None and torch.device(device) != mdp.device:
             raise ValueError(f"device must be the world's, {mdp.device}, got {device!r}; build the world on it")
         self.config = config = config or Config()
+        _check_settings(config, mdp)
         self.mdp = mdp
         self.seed = seed
         self.history = History()
@@ -110,7 +114,6 @@ class SafeM3UCRL:
         """The policy in use: ``policy(positions [m, 2], mu [K], t) -> actions [m, 2]`` with ``mu`` after trips."""
         return self._policy
 
-    @torch.no_grad()
     def predict(
         self,
         observation: ArrayLike,
@@ -122,7 +125,7 @@ class SafeM3UCRL:
 
         Args:
             observation: Distributions ``[..., K]`` as masses or densities, or ``[..., K + 1]`` with the time ``t / T`` appended
-                (``observe_time``), which a policy that differs from step to step needs.
+                (``observe_time``), which a policy that differs from step to step needs, and a network where demand or trips do.
             state: Ignored; the policy has no memory.
             episode_start: Ignored.
             deterministic: The policy is deterministic either way.
@@ -131,27 +134,10 @@ class SafeM3UCRL:
             Actions ``[..., d K]`` in ``[-1, 1]``, and ``None``.
 
         Raises:
-            ValueError: If the observation has another length, or lacks the time that the policy needs.
+            ValueError: If the observation has another length or is no distribution, or lacks the time that the policy needs.
         """
-        seen = torch.as_tensor(np.asarray(observation), dtype=self.mdp.dtype, device=self.mdp.device)
-        size = self.mdp.grid.size
-        if seen.shape[-1] not in (size, size + 1):
-            raise ValueError(f"observation must have length {size} (or {size + 1} with time), got {seen.shape[-1]}")
-        if seen.shape[-1] == size and self.config.policy.per_step:
-            raise ValueError("this policy differs from step to step: make the env with observe_time=True")
-        mu = seen[..., :size]
-        total = mu.sum(-1, keepdim=True)
-        density = (total - size).abs() <= 1e-3 * size
-        if not bool((density | ((total - 1).abs() <= 1e-3)).all()):
-            raise ValueError(f"observation must hold masses that sum to 1, or densities that sum to {size}")
-        mu, steps = torch.where(density, mu / size, mu), torch.zeros(seen.shape[:-1], dtype=torch.long, device=seen.device)
-        if seen.shape[-1] == size + 1:
-            steps = (seen[..., -1] * self.mdp.horizon).round().long().clamp(0, self.mdp.horizon - 1)
-        fields = torch.zeros(*mu.shape, self.mdp.action_dim, dtype=seen.dtype, device=seen.device)
-        for t in range(self.mdp.horizon):
-            now = steps == t
-            if bool(now.any()):
-                fields[now] = self._policy.field(self.mdp.shift(mu[now], t), t)
+        reading = read_observation(observation, self.config.policy, self.mdp)
+        fields = answered(reading, self._policy, self.mdp)
         return fields.flatten(-2).cpu().numpy().astype(np.float32), None
 
     def learn(
@@ -346,6 +332,17 @@ class SafeM3UCRL:
             return GaussianProcess(self.config.gp, self.mdp.grid, noise_std, self._generator, **shared)
         shared |= {"space": self.mdp.space, "reach": self.mdp.reach}
         return ProbabilisticEnsemble(self.config.ensemble, self.mdp.grid, noise_std, self._generator, **shared)
+
+
+def _check_settings(config: Config, mdp: ParticleMDP) -> None:
+    """What can be said of settings in a world is said before an episode is spent."""
+    if config.planner == "ddpg":
+        check_critic(config.ddpg.critic, mdp.grid)
+    if config.fleet:
+        try:
+            scatter(mdp.constraints, mdp.initial())
+        except ValueError as error:
+            raise ValueError(f"fleet must be 0 in this world, got {config.fleet}: {error}") from error
 
 
 def _progress_bar(total: int, *, shown: bool) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from mf_taxi_env import EntropyFloor, FleetSimulator, TaxiMDP, load_scenario
+from mf_taxi_env import DistanceCap, EntropyFloor, FleetSimulator, Scenario, SwarmMDP, TaxiMDP, load_scenario
 from mf_taxi_env.fleet_metrics import corrected_margins
 from safe_m3_agent import Config, Episode, History, SafeM3UCRL
 from safe_m3_agent.barrier import BarrierConfig
@@ -350,6 +351,19 @@ def test_devices_have_to_agree(world: TaxiMDP) -> None:
         SafeM3UCRL(world, device="meta")
 
 
+def test_settings_that_do_not_fit_the_world_are_refused_at_once(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
+    """Not after an episode: a fleet whose scatter is not known, and convolutions on a ring."""
+    city = make_world(constraints=[DistanceCap([0.04] * 25, 0.9, "tv")])
+    with pytest.raises(ValueError, match=r"fleet must be 0 in this world, got 100: .*DistanceCap.* has no scatter"):
+        SafeM3UCRL(city, replace(tiny, fleet=100))
+    SafeM3UCRL(make_world(), replace(tiny, fleet=100))
+    ring = SwarmMDP(cells=20, constraints=[])
+    grid = replace(tiny, planner="ddpg", ddpg=DDPGConfig("grid"))
+    with pytest.raises(ValueError, match=r"ddpg.critic='grid' needs a world of two dimensions, got .*; choose 'plain'"):
+        SafeM3UCRL(ring, grid)
+    SafeM3UCRL(ring, replace(grid, planner="bptt"))
+
+
 def test_fleets_follow_the_policy(safe: SafeM3UCRL, town: TaxiMDP) -> None:
     """The policy steers a finite fleet, whose distribution comes near the mean field's."""
     rollout = FleetSimulator(town, 20_000, seed=1).rollout(safe.policy)
@@ -430,8 +444,36 @@ def test_predict_knows_the_time_of_each_observation(world: TaxiMDP, tiny: Config
 def test_predict_refuses_what_it_cannot_answer(world: TaxiMDP, tiny: Config) -> None:
     """An observation of another length, or one without the time that a per-step policy needs."""
     agent = SafeM3UCRL(world, tiny)
-    with pytest.raises(ValueError, match=r"length 25 \(or 26 with time\), got 24"):
-        agent.predict(np.zeros(24))
+    for wrong in (np.zeros(24), np.zeros((2, 27)), np.float32(1.0)):
+        with pytest.raises(ValueError, match=re.escape(f"length 25 (or 26 with time), got shape {wrong.shape}")):
+            agent.predict(wrong)
+    sums = [np.full(25, 0.04), np.full(25, 0.06)]
+    with pytest.raises(ValueError, match=r"masses that sum to 1, or densities that sum to 25, got a sum of 1.5"):
+        agent.predict(sums)
     stepwise = SafeM3UCRL(world, replace(tiny, policy=PolicyConfig(per_step=True)))
     with pytest.raises(ValueError, match="observe_time=True"):
         stepwise.predict(np.full(25, 0.04))
+
+
+@pytest.mark.parametrize("changing", ["demand", "trips"])
+def test_predict_asks_for_the_time_where_the_city_changes(
+    tiny: Config, random_city: Callable[..., Scenario], changing: str
+) -> None:
+    """A network sees the distribution after the trips of the step: without the time it would be shown those of step 0."""
+    one, other = random_city(0), random_city(1)
+    demand = np.stack([one.demand, other.demand]) if changing == "demand" else one.demand
+    trips = np.stack([one.trips, other.trips]) if changing == "trips" else one.trips
+    world = TaxiMDP(replace(one, demand=demand, trips=trips), horizon=2, noise_std=0.1)
+    network = SafeM3UCRL(world, replace(tiny, model="known", policy=PolicyConfig("network", hidden=(6,))))
+    network.learn(1)
+    uniform = np.full(25, 0.04, np.float32)
+    with pytest.raises(ValueError, match=r"must hold the time, got length 25: .* trips differ from step to step"):
+        network.predict(uniform)
+    for t in range(2):
+        action, _ = network.predict(np.append(uniform, t / 2))
+        with torch.no_grad():
+            expected = network.policy.field(world.shift(world.initial(), t), t).flatten().numpy()
+        np.testing.assert_allclose(action, expected, atol=1e-6)
+    SafeM3UCRL(world, tiny).predict(uniform)  # a field is blind to the distribution
+    still = TaxiMDP(replace(one, demand=demand, trips=trips), horizon=1, noise_std=0.1)
+    SafeM3UCRL(still, network.config).predict(uniform)
