@@ -34,7 +34,7 @@ from safe_m3_agent.model.trip_model import make_trip_model
 from safe_m3_agent.observations import answered, read_observation
 from safe_m3_agent.planners.critic import check_critic
 from safe_m3_agent.planners.planner import part_of
-from safe_m3_agent.policy import Policy, make_policy
+from safe_m3_agent.policy import Policy, copied_into, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
 
@@ -47,7 +47,7 @@ class SafeM3UCRL:
 
     Per episode: plan a candidate in the learned world, take it into use only with a certificate and only if it is predicted
     no worse than the policy in use, execute the policy in use in the true world, collect the moves of representative taxis,
-    refit the model. The first policy in use is to stay put, which must be safe.
+    refit the model. The first policy in use is to stay put, or one that is handed in; it must be safe.
 
     Args:
         mdp: The true world: a :class:`~mf_taxi_env.TaxiMDP`, a :class:`~mf_taxi_env.SwarmMDP` or another. Its motion is used
@@ -55,9 +55,12 @@ class SafeM3UCRL:
         config: Settings.
         seed: Seed of everything random here; the same seed gives the same history, bit for bit, on one machine.
         device: Must be the device of ``mdp``.
+        first: The first policy in use, of the kind that ``config.policy`` says: another agent's, or
+            :meth:`FieldPolicy.of_actions <safe_m3_agent.policy.FieldPolicy.of_actions>`. It is executed without a certificate,
+            so it is the user's to vouch for, and plans that start anew start there. Default: to stay put.
 
     Raises:
-        ValueError: If the devices differ, or the settings ask for what the world does not have.
+        ValueError: If the devices differ, the settings ask for what the world does not have, or ``first`` is of another kind.
         ImportError: If the model needs GPyTorch and it is not installed.
 
     Example:
@@ -70,7 +73,13 @@ class SafeM3UCRL:
     """
 
     def __init__(
-        self, mdp: ParticleMDP, config: Config | None = None, *, seed: int = 0, device: torch.device | str | None = None
+        self,
+        mdp: ParticleMDP,
+        config: Config | None = None,
+        *,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        first: Policy | None = None,
     ) -> None:
         if device is not None and torch.device(device) != mdp.device:
             raise ValueError(f"device must be the world's, {mdp.device}, got {device!r}; build the world on it")
@@ -81,6 +90,9 @@ class SafeM3UCRL:
         self.history = History()
         self._generator = torch.Generator(mdp.device).manual_seed(seed)
         self._policy = make_policy(config.policy, mdp, self._generator)
+        self._stays_first = first is None
+        if first is not None:
+            self._policy = copied_into(self._policy, first, "first")
         self.model = self._make_model()
         self.trips = make_trip_model(config.trips, mdp, self._generator) if config.learn_trips else None
         directions = self.model.members + (0 if self.trips is None else self.trips.members)
@@ -185,6 +197,8 @@ class SafeM3UCRL:
         target.mkdir(parents=True, exist_ok=True)
         checkpoint.write_run_files(target, self.mdp, self.config, self.seed)
         tensors, facts = self._state()
+        if not self._stays_first:
+            tensors |= {f"first.{name}": value for name, value in self._improvement.first.state_dict().items()}
         checkpoint.save_checkpoint(target / checkpoint.CHECKPOINT_FILE, tensors, {**facts, "history": self.history.records()})
         return target
 
@@ -214,9 +228,12 @@ class SafeM3UCRL:
         source = Path(folder)
         mdp, config, seed = checkpoint.read_run_files(source, mdp, device)
         tensors, facts = checkpoint.load_checkpoint(source / checkpoint.CHECKPOINT_FILE, mdp.device)
-        agent = cls(mdp, config, seed=seed)
-
         try:
+            first = None
+            if given := part_of(tensors, "first."):
+                first = make_policy(config.policy, mdp, torch.Generator(mdp.device))
+                first.load_state_dict(given)
+            agent = cls(mdp, config, seed=seed, first=first)
             agent.history = History.from_records(facts["history"])
             agent._restore(tensors, facts)
         except (KeyError, TypeError, RuntimeError) as error:
@@ -310,14 +327,16 @@ class SafeM3UCRL:
     def _warn_of_unsafe_start(self) -> None:
         """Staying put is free of the unknown motion: whether it is safe can be said before anything is learned.
 
-        Of unknown trips it is not: there the warning is a service of the simulator, which knows.
+        Of unknown trips it is not, nor is a policy that moves: there the warning is a service of the simulator, which knows.
         """
+        world, name = (self.mdp.with_motion(FreeMotion()), "staying put") if self._stays_first else (self.mdp, "first")
         with torch.no_grad():
-            margin = float(self.mdp.with_motion(FreeMotion()).rollout(self._policy).worst_margin)
-        if margin < 0:
+            margin = float(world.rollout(self._policy).worst_margin)
+        if not margin >= 0:
             warnings.warn(
-                f"staying put, the first policy in use, violates a constraint (margin {margin:.4f}): episodes are unsafe until "
-                "a policy is certified. Loosen the constraint, or start where the fleet is safe",
+                f"{name}, the first policy in use, violates a constraint (margin {margin:.4f}): episodes are unsafe until a "
+                "policy is certified. Hand in one that is safe, SafeM3UCRL(..., first=policy), loosen the constraint, or start "
+                "where the fleet is safe",
                 stacklevel=3,
             )
 

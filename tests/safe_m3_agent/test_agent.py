@@ -17,14 +17,16 @@ import torch
 
 from mf_taxi_env import DistanceCap, EntropyFloor, FleetSimulator, Scenario, SwarmMDP, TaxiMDP, load_scenario
 from mf_taxi_env.fleet_metrics import corrected_margins
+from mf_taxi_env.information import entropy_fraction
 from safe_m3_agent import Config, Episode, History, SafeM3UCRL
 from safe_m3_agent.barrier import BarrierConfig
+from safe_m3_agent.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.model.gaussian_process import GPConfig
 from safe_m3_agent.model.trip_model import TripConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.planners.ddpg_config import DDPGConfig
-from safe_m3_agent.policy import PolicyConfig
+from safe_m3_agent.policy import FieldPolicy, Policy, PolicyConfig
 from safe_m3_agent.run import RunFolder
 
 QUICK = Config(beta=3.0, representative_agents=40, ensemble=EnsembleConfig(steps=60))
@@ -310,6 +312,79 @@ def test_global_seeds_are_left_alone(world: TaxiMDP, tiny: Config) -> None:
     assert np.random.get_state()[1].tolist() == numpy_before  # noqa: NPY002
     torch.manual_seed(2)
     assert SafeM3UCRL(world, tiny).learn(2) == first
+
+
+# -- the first policy in use ----------------------------------------------------------------------------------------------
+
+
+def drifting(world: TaxiMDP, share: float) -> FieldPolicy:
+    """Everybody goes a share of the way to the centre, or away from it."""
+    return FieldPolicy.of_actions(world, share * (0.5 - world.centers))
+
+
+@pytest.mark.parametrize("kind", ["field", "network"])
+def test_a_first_policy_is_executed_and_resumed(world: TaxiMDP, tiny: Config, tmp_path: Path, kind: Any) -> None:
+    """The policy handed in is the first in use and where plans start anew; a resumed run, from before the first episode on,
+    equals one that never stopped, bit for bit."""
+    config = replace(tiny, policy=PolicyConfig(kind, hidden=(6,)))
+    first: Policy = drifting(world, 0.05)
+    if kind == "network":
+        donor = SafeM3UCRL(world, replace(config, model="known"), seed=3)
+        donor.learn(1)
+        first = donor.policy
+    whole = SafeM3UCRL(world, config, seed=7, first=first)
+    assert whole.policy is not first and all(
+        torch.equal(a, b) for a, b in zip(parameters(whole), first.parameters(), strict=True)
+    )
+    with torch.no_grad():
+        executed = world.rollout(first)
+    whole.learn(4)
+    assert whole.history[0].reward == float(executed.returns) != SafeM3UCRL(world, config, seed=7).learn(1)[0].reward
+    assert whole._improvement.anew_at > 0
+    part = SafeM3UCRL(world, config, seed=7, first=first)
+    for _ in range(2):
+        part = SafeM3UCRL.load(part.save(tmp_path))
+        part.learn(2)
+    assert part.history == whole.history
+    for one, other in ((part.policy, whole.policy), (part._improvement.first, first)):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_a_run_that_stays_put_first_says_nothing_of_it(world: TaxiMDP, tiny: Config, tmp_path: Path) -> None:
+    """Checkpoints from before there was a first policy to hand in, and those of today without one, are alike."""
+    tensors, _ = load_checkpoint(SafeM3UCRL(world, tiny).save(tmp_path) / CHECKPOINT_FILE, world.device)
+    assert not any(name.startswith("first.") for name in tensors)
+
+
+def test_an_unsafe_first_policy_is_warned_of(world: TaxiMDP, tiny: Config) -> None:
+    """Where staying put breaks the floor the remedy is named; a safe policy handed in is no warning, an unsafe one is."""
+    with torch.no_grad():
+        shares = [float(entropy_fraction(world.rollout(drifting(world, share)).mu[1:]).min()) for share in (0.0, -0.1, 0.5)]
+    stays, spreads, crowds = shares
+    assert crowds < stays < spreads
+    narrow = TaxiMDP(
+        world.scenario, horizon=3, noise_std=0.1, reward_timing="next", constraints=[EntropyFloor((stays + spreads) / 2)]
+    )
+    with pytest.warns(UserWarning, match=r"staying put, the first policy in use, violates .*first=policy"):
+        SafeM3UCRL(narrow, tiny)
+    assert SafeM3UCRL(narrow, tiny, first=drifting(narrow, -0.1)).learn(2).violations == 0
+    with pytest.warns(UserWarning, match=r"first, the first policy in use, violates a constraint \(margin -0"):
+        SafeM3UCRL(narrow, tiny, first=drifting(narrow, 0.5))
+
+
+def test_a_first_policy_of_another_kind_is_refused(world: TaxiMDP, town: TaxiMDP, tiny: Config) -> None:
+    """Another grid, another kind, other steps, or parameters that are no numbers: the message says what is wanted."""
+    broken = drifting(world, 0.1)
+    with torch.no_grad():
+        broken.logits[0, 0, 0] = math.nan
+    network = SafeM3UCRL(world, replace(tiny, policy=PolicyConfig("network", hidden=(6,)))).policy
+    for wrong in (FieldPolicy(town), network, FieldPolicy(world, steps=3)):
+        with pytest.raises(
+            ValueError, match=rf"first must be as config.policy says, a FieldPolicy .*got a {type(wrong).__name__}"
+        ):
+            SafeM3UCRL(world, tiny, first=wrong)
+    with pytest.raises(ValueError, match="first must have finite parameters"):
+        SafeM3UCRL(world, tiny, first=broken)
 
 
 # -- interface ------------------------------------------------------------------------------------------------------------
