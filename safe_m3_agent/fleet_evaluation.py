@@ -8,7 +8,7 @@ import time
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from mf_taxi_env.checks import whole_number
 from mf_taxi_env.fleet import Resolution
 from mf_taxi_env.information import entropy_fraction, kl_divergence
 from safe_m3_agent.fleet_table import FleetEpisode, FleetKey, FleetTable
-from safe_m3_agent.jobs import Job, JobsError, Outcome, run_jobs
+from safe_m3_agent.jobs import RETRIES, Job, JobsError, Outcome, run_jobs
 from safe_m3_agent.policy import Policy
 
 
@@ -147,7 +147,9 @@ def evaluate_fleets(
     seed: int = 0,
     resolution: Resolution = "cell",
     progress: Callable[[int], object] = lambda taxis: None,
-    **execution: Any,
+    workers: int | None = None,
+    ray: str | None = None,
+    retries: int = RETRIES,
 ) -> None:
     """Evaluate policies at fleet sizes and record every episode in ``fleet.csv`` of the policy's folder as soon as it is over.
 
@@ -160,7 +162,9 @@ def evaluate_fleets(
         seed: The first seed.
         resolution: Where a taxi acts and departs from.
         progress: Called with the size of every fleet that is over.
-        execution: Where to run, see :func:`~safe_m3_agent.jobs.run_jobs`: ``workers``, ``ray``, ``retries``.
+        workers: Processes, see :func:`~safe_m3_agent.jobs.run_jobs`.
+        ray: Address of a Ray cluster that runs the episodes instead.
+        retries: How often an episode is tried again whose worker was lost.
 
     Raises:
         ValueError: If an argument is out of range, or a table is not readable.
@@ -182,7 +186,7 @@ def evaluate_fleets(
         progress(key.taxis)
     jobs = [Job((name, key.taxis, key.seed), measure, (name, key.taxis, key.seed, resolution)) for name, key in missing]
     failed: list[Outcome] = []
-    for outcome in run_jobs(jobs, shared=(subjects,), **execution):
+    for outcome in run_jobs(jobs, shared=(subjects,), workers=workers, ray=ray, retries=retries):
         name, size, _ = typing.cast("tuple[str, int, int]", outcome.key)
         if outcome.error is None:
             tables[name].append(outcome.value)
