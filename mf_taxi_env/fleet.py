@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.destinations import Destinations
 from mf_taxi_env.fleet_policy import FleetPolicy, KnowsItsField, by_position, checked
 from mf_taxi_env.information import MASS_FLOOR
@@ -68,12 +69,10 @@ class FleetSimulator:
         device: torch.device | str | None = None,
         resolution: Resolution = "cell",
     ) -> None:
-        if not isinstance(n_taxis, int) or n_taxis < 1:
-            raise ValueError(f"n_taxis must be an integer >= 1, got {n_taxis!r}")
         if resolution not in get_args(Resolution):
             raise ValueError(f"resolution must be one of {get_args(Resolution)}, got {resolution!r}")
         self.mdp = mdp
-        self.n_taxis = n_taxis
+        self.n_taxis = whole_number("n_taxis", n_taxis, least=1)
         self.resolution: Resolution = resolution
         self.device = mdp.device if device is None else torch.device(device)
         if self.device != mdp.device:
