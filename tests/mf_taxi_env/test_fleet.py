@@ -474,7 +474,8 @@ def test_sizes_may_be_numpys(make_scenario: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "value"), [("n_taxis", 0), ("n_taxis", -5), ("n_taxis", 10.0), ("n_taxis", True), ("resolution", "fine"), ("device", "meta")]
+    ("argument", "value"),
+    [("n_taxis", 0), ("n_taxis", -5), ("n_taxis", 10.0), ("n_taxis", True), ("resolution", "fine"), ("device", "meta")],
 )
 def test_bad_arguments_raise(make_scenario: Make, argument: str, value: object) -> None:
     """The message names the argument and the value."""
