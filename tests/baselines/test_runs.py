@@ -359,6 +359,20 @@ def test_an_algorithm_that_records_nothing_fails(run: Run, quick: tuple[object, 
     assert "returned without a record" in (tmp_path / "out/synthetic-k5/silent/seed-0/error.txt").read_text()
 
 
+def test_an_algorithm_that_returns_nothing_fails(run: Run, quick: tuple[object, ...], tmp_path: Path) -> None:
+    """What it recorded last need not be what it would return."""
+    script = tmp_path / "forgetful.py"
+    script.write_text(
+        "from baselines import Stay\nfrom baselines.algorithm import register\n"
+        "@register('forgetful')\ndef forgetful(task, record):\n"
+        "    record(Stay(task.mdp), env_steps=0, episodes=0, violated=0)\n"
+    )
+    told = run("run", "--algorithms", f"{script}:forgetful", *quick, "--out", tmp_path / "out")
+    assert told.status == 1
+    error = (tmp_path / "out/synthetic-k5/forgetful/seed-0/error.txt").read_text()
+    assert "must have a method field(mu, t), got None; an algorithm records and returns one" in error
+
+
 def test_damaged_folders_are_named(benchmark_of: Callable[..., Benchmark]) -> None:
     """A file of a run that cannot be read is told by its name, wherever it is read."""
     benchmark = benchmark_of("stay")
