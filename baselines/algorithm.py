@@ -90,24 +90,27 @@ class Algorithm:
         train: Learns a task.
         label: What tables and figures call it.
         oracle: Whether it is given the true motion, which no operator knows.
+        settings: What its numbers depend on, a dataclass for instance, whose ``repr`` tells versions apart.
     """
 
     name: str
     train: Train
     label: str
     oracle: bool = False
+    settings: object = None
 
 
 _ALGORITHMS: dict[str, Algorithm] = {}
 
 
-def register(name: str, *, label: str | None = None, oracle: bool = False) -> Callable[[Train], Train]:
+def register(name: str, *, label: str | None = None, oracle: bool = False, settings: object = None) -> Callable[[Train], Train]:
     """Add a function to the benchmark's algorithms.
 
     Args:
         name: What it is asked for by: ``python -m baselines run --algorithms NAME``.
         label: What tables and figures call it; default the name.
         oracle: Whether it reads the true motion.
+        settings: What its numbers depend on, with a ``repr`` that says all of it: a run does not go on under others.
 
     Returns:
         A decorator that leaves the function as it is.
@@ -120,7 +123,7 @@ def register(name: str, *, label: str | None = None, oracle: bool = False) -> Ca
         known = _ALGORITHMS.get(name)
         if known is not None and (known.train.__module__, known.train.__qualname__) != (train.__module__, train.__qualname__):
             raise ValueError(f"there is an algorithm {name!r} already, {known.train.__module__}.{known.train.__qualname__}")
-        _ALGORITHMS[name] = Algorithm(name, train, label or name, oracle)
+        _ALGORITHMS[name] = Algorithm(name, train, label or name, oracle, settings)
         return train
 
     return add
@@ -137,6 +140,7 @@ def find_algorithm(name: str) -> Algorithm:
 
     Args:
         name: ``"stay"``; or ``"path/to/script.py:mine"`` or ``"package.module:mine"``, which imports script or module first.
+            A script's folder is put on ``sys.path``.
 
     Raises:
         ValueError: If there is no such file, or no algorithm of that name.
@@ -159,6 +163,9 @@ def _run_script(path: Path) -> None:
     spec = importlib.util.spec_from_file_location(module, path)
     assert spec is not None  # it is a .py file
     assert spec.loader is not None
+    folder = str(path.parent.absolute())
+    if folder not in sys.path:  # as when Python runs it: it may import what lies beside it
+        sys.path.insert(0, folder)
     loaded = importlib.util.module_from_spec(spec)
     sys.modules[module] = loaded  # where dataclasses and pickle look for what is defined there
     spec.loader.exec_module(loaded)

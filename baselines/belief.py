@@ -13,9 +13,10 @@ from torch import Tensor
 from mf_taxi_env import MeanFieldMDP, TaxiMDP
 from mf_taxi_env.mdp import Field
 from safe_m3_agent import Config
+from safe_m3_agent.certificate import confidence_radius
 from safe_m3_agent.hallucination import HallucinatedMDP, UnknownMotion
 from safe_m3_agent.model.dynamics_model import DynamicsModel
-from safe_m3_agent.model.ensemble import ProbabilisticEnsemble
+from safe_m3_agent.motion_model import make_motion_model
 from safe_m3_agent.policy import PolicyConfig, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.tightening import accumulated_tightening, lipschitz_constants
@@ -40,13 +41,13 @@ class BelievedMotion:
 class MotionStudy:
     """Episodes in which the fleet stays put and representative taxis explore, and the motion that is learned from them.
 
-    The taxis, their exploration and the ensemble are those of Safe-M3-UCRL with its default settings: its equal in what
-    it sees. The fleet stays as safe as it is when it stays put.
+    The taxis, their exploration and the model are those of Safe-M3-UCRL with the same settings: its equal in what it sees.
+    The fleet stays as safe as it is when it stays put.
 
     Args:
         mdp: The true world; its motion moves the taxis, and is not looked at.
         seed: Seed of everything random here.
-        config: Settings of the agent whose taxis and ensemble these are.
+        config: Settings of the agent whose taxis and model these are.
     """
 
     def __init__(self, mdp: TaxiMDP, seed: int, config: Config | None = None) -> None:
@@ -56,9 +57,7 @@ class MotionStudy:
         self.known = mdp.with_motion(UnknownMotion())
         self.episodes = self.violated = 0
         self._generator = torch.Generator(mdp.device).manual_seed(seed)
-        self._model = ProbabilisticEnsemble(
-            self.config.ensemble, mdp.grid, mdp.noise.std, self._generator, dtype=mdp.dtype, device=mdp.device
-        )
+        self._model = make_motion_model(self.config, mdp, self._generator)
         self._stay = make_policy(PolicyConfig(), mdp, self._generator)  # what the agent starts from, too
         self._seen = Transitions.empty(mdp.initial(), mdp.grid.dimension)
 
@@ -69,10 +68,10 @@ class MotionStudy:
 
     def episode(self) -> None:
         """One more episode, and a new fit."""
-        beta = self.config.beta
+        radius = confidence_radius(self.config.beta, self._model.members)
         with torch.no_grad():
             executed = self.mdp.rollout(self._stay)
-            seen = observe(executed, self.mdp, self._model, self._stay, self.config, self._generator, beta=beta)
+            seen = observe(executed, self.mdp, self._model, self._stay, self.config, self._generator, radius=radius)
         self.episodes += 1
         self.violated += int(executed.violations > 0)
         self._seen = self._seen.join(seen.transitions)
@@ -95,18 +94,27 @@ def with_least_barrier(make: Callable[[float], Policy], world: MeanFieldMDP) -> 
         world: Where the episode is played.
 
     Returns:
-        Found by bisection of :data:`BARRIERS`, for margins grow with the barrier; None where no weight is enough.
+        Found by bisection of :data:`BARRIERS`, as margins grow with the barrier as a rule. They need not: where none that
+        bisection looks at is enough, the first of all the others that is; None where no weight is.
     """
     if not world.constraints:
         return make(BARRIERS[0])
-    kept, low, high = None, 0, len(BARRIERS)
+    kept, low, high, left = None, 0, len(BARRIERS), list(BARRIERS)
     while low < high:
         middle = (low + high) // 2
+        left.remove(BARRIERS[middle])
         policy = make(BARRIERS[middle])
-        episode = world.rollout(policy)
-        margins = episode.margins - accumulated_tightening(episode.uncertainty, lipschitz_constants(world))
-        if bool((margins >= 0).all()):
+        if _keeps(policy, world):
             high, kept = middle, policy
         else:
             low = middle + 1
+    if kept is None:
+        return next((policy for policy in map(make, left) if _keeps(policy, world)), None)
     return kept
+
+
+def _keeps(policy: Field, world: MeanFieldMDP) -> bool:
+    """Whether all margins of an episode outweigh what is not known of the motion."""
+    episode = world.rollout(policy)
+    margins = episode.margins - accumulated_tightening(episode.uncertainty, lipschitz_constants(world))
+    return bool((margins >= 0).all())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,13 @@ from mf_taxi_env.checks import whole_number
 try:
     import tyro
 
+    from baselines.judgement import stay_margin
     from baselines.leaderboard import make_leaderboard
-    from baselines.plans import Benchmark, Plan
+    from baselines.plans import Benchmark, Plan, city_world
     from baselines.run_folder import ERROR_FILE, Result
-    from baselines.runner import run_all
+    from baselines.runner import Refused, run_all
+    from mf_taxi_env.bound import MARGIN_TOLERANCE
+    from safe_m3_agent.jobs import cpus
 except ImportError as error:
     # A user who left out the extra gets a hint from main(), not a traceback from here.
     _MISSING: ImportError | None = error
@@ -53,7 +55,7 @@ def run(
         out: Folder of all runs.
         taxis: Size of the finite fleets that last policies are judged with; 0 for none.
         fleet_runs: How many of them.
-        workers: Runs at a time; default one per CPU, and one on a GPU.
+        workers: Runs at a time; default one per CPU that this process may use, and one on a GPU.
         ray: Address of a Ray cluster that carries out the runs instead, or `local` for one started here.
         device: torch device.
     """
@@ -65,18 +67,25 @@ def run(
     cities = benchmark.cities()
     plans = benchmark.plans(cities)
     missing = [plan for plan in plans if not plan.finished]
-    at_a_time = workers if workers is not None else (os.cpu_count() or 1) if device == "cpu" else 1
-    _announce(benchmark, plans, "on Ray" if ray else f"{at_a_time} at a time")
-    failed, width = [], max(len(plan.name) for plan in plans)
+    at_a_time = whole_number("workers", workers if workers is not None else cpus() if device == "cpu" else 1, least=1)
+    folders = {plan.folder.parent.parent.name: cities[plan.scenario] for plan in plans}
+    margins = {name: stay_margin(city_world(city, "cpu")) for name, city in folders.items()}
+    _announce(benchmark, plans, margins, "on Ray" if ray else f"{max(1, min(at_a_time, len(missing)))} at a time")
+    failed, refused, width = [], [], max(len(plan.name) for plan in plans)
     try:
         for number, (plan, result) in enumerate(run_all(missing, cities, device, workers=at_a_time, ray=ray), start=1):
-            failed += [plan] if result is None else []
+            failed += [plan] * (result is None)
+            refused += [result.reason] if isinstance(result, Refused) else []
             print(f"{number:>{len(str(len(missing)))}}/{len(missing)}  {plan.name:<{width}}  {_told(result)}", flush=True)
     except KeyboardInterrupt:
         sys.exit("\nbaselines: stopped; the same command goes on with what is missing")
-    print(f"\n{len(plans) - len(failed)} of {len(plans)} runs are finished; python -m baselines table {out} --out FOLDER")
+    done = len(plans) - len(failed) - len(refused)
+    print(f"\n{done} of {len(plans)} runs are finished; python -m baselines table {out} --out FOLDER")
     if failed:
         print(f"{len(failed)} failed; their tracebacks:", *(plan.folder / ERROR_FILE for plan in failed), sep="\n  ")
+    if refused:
+        print(f"{len(refused)} refused:", *refused, sep="\n  ")
+    if failed or refused:
         sys.exit(1)
 
 
@@ -97,7 +106,7 @@ def table(
     print(make_leaderboard(runs, out, page, format))
 
 
-def _announce(benchmark: Benchmark, plans: Sequence[Plan], where: str) -> None:
+def _announce(benchmark: Benchmark, plans: Sequence[Plan], margins: dict[str, float], where: str) -> None:
     """What will be run, and what is there already."""
     done, begun = sum(plan.finished for plan in plans), sum(plan.begun for plan in plans)
     counts = [
@@ -112,19 +121,27 @@ def _announce(benchmark: Benchmark, plans: Sequence[Plan], where: str) -> None:
     rows = {
         "runs": f"{len(plans)} = {' x '.join(counts)}",
         "algorithms": " ".join(dict.fromkeys(f"{plan.label}{' (oracle)' * plan.oracle}," for plan in plans)).rstrip(","),
-        "cities": ", ".join(dict.fromkeys(plan.folder.parent.parent.name for plan in plans)),
+        "cities": ", ".join(margins),
+        "stay put": ", ".join(f"margin {margin:.4f} in {city}" for city, margin in margins.items()),
         "budget": f"{benchmark.budget.env_steps:,} steps, {benchmark.budget.seconds:,g} s; then "
         + (f"{fleets} fleets of {benchmark.taxis:,} taxis" if fleets else "no finite fleets"),
         "there": f"{done} finished, {begun} begun; {len(plans) - done} to go, {where}",
         "folder": str(benchmark.out),
     }
     print(*(f"{name:<10}  {text}" for name, text in rows.items()), sep="\n", end="\n\n", flush=True)
+    for city, margin in margins.items():
+        if not margin >= -MARGIN_TOLERANCE:
+            print(
+                f"baselines: warning: in {city} staying put violates a constraint (margin {margin:.4f}): scores are measured "
+                "from an unsafe fleet, and 0 is no score to fall back to",
+                file=sys.stderr,
+            )
 
 
-def _told(result: Result | None) -> str:
-    """A finished run in a line."""
-    if result is None:
-        return "failed"
+def _told(result: Result | Refused | None) -> str:
+    """What became of a run in a line."""
+    if not isinstance(result, Result):
+        return "failed" if result is None else "refused"
     end = f"score {result.score:6.3f}" if result.violations == 0 else f"{result.violations} steps violate"
     learning = f"{result.violated:,} of {result.episodes:,} episodes violated"
     return f"{end:<17}  {learning:<32}  {result.env_steps:>9,} steps  {result.seconds:7.1f} s"

@@ -78,7 +78,7 @@ def _section(runs: Sequence[RecordedRun], names: Counter[str]) -> Section:
     for mine in finished.values():
         if len({run.settings.source for run in mine}) > 1:
             raise ValueError(
-                f"{mine[0].settings.algorithm}: its runs are of different versions of a script: "
+                f"{mine[0].settings.algorithm}: its runs are of different versions of its script or settings: "
                 f"{', '.join(str(run.folder) for run in mine)}"
             )
     name = runs[0].folder.parent.parent.name

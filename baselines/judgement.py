@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from baselines.heuristics import Stay
 from mf_taxi_env import FleetSimulator, TaxiMDP, certified_bound, score
 from mf_taxi_env.bound import MARGIN_TOLERANCE, demand_match, stay_return
 from mf_taxi_env.fleet_metrics import episode_metrics, fleet_metrics, over_runs
@@ -58,6 +59,7 @@ class Judge:
 
         Raises:
             BoundExceededError: If it keeps the constraints and earns more than the certified bound.
+            TypeError: If it is no policy.
             ValueError: If an action is not finite, leaves ``[-1, 1]``, or the field has the wrong shape.
         """
         executed = self.world.rollout(_Checked(policy, self.world))
@@ -85,6 +87,12 @@ class Judge:
 
 
 @torch.no_grad()
+def stay_margin(world: TaxiMDP) -> float:
+    """The smallest margin of an episode in which everybody stays put: below 0, a score of 0 is that of an unsafe fleet."""
+    return float(world.rollout(Stay(world)).worst_margin)
+
+
+@torch.no_grad()
 def judge_fleets(policy: Field, world: TaxiMDP, taxis: int, runs: int) -> tuple[dict[str, float], Tensor]:
     """Execute a policy with finite fleets whose taxis act at the centres of cells; fleet ``i`` has the seed ``i``.
 
@@ -99,11 +107,15 @@ def judge_fleets(policy: Field, world: TaxiMDP, taxis: int, runs: int) -> tuple[
         shares of fleets that violate a constraint at some step, as they are and after the correction for finite samples
         (:func:`~mf_taxi_env.fleet_metrics.corrected_margins`; NaN where it is not known, with fewer taxis than cells); and the
         distributions, ``[runs, T + 1, K]``.
+
+    Raises:
+        TypeError: If it is no policy.
+        ValueError: If an action is not finite, leaves ``[-1, 1]``, or the field has the wrong shape.
     """
+    watched = _Checked(policy, world)  # at this resolution a field is all that is asked of a policy
     episodes, distributions = [], []
     for seed in range(runs):
-        # At this resolution a field is all that is asked of a policy, and the simulator checks it.
-        rollout = FleetSimulator(world, taxis, seed=seed).rollout(cast("FleetPolicy", policy))
+        rollout = FleetSimulator(world, taxis, seed=seed).rollout(cast("FleetPolicy", watched))
         episodes.append(episode_metrics(fleet_metrics(rollout, world)))
         distributions.append(rollout.distributions)
     means = {name: estimate.mean for name, estimate in over_runs(episodes).items()}
@@ -120,11 +132,13 @@ def _share_broken(violations: Sequence[float]) -> float:
 
 
 class _Checked:
-    """A policy whose every action is checked."""
+    """A policy whose every action is checked, and that is shown a copy of the fleet: what it writes there moves nobody."""
 
     def __init__(self, policy: Field, world: TaxiMDP) -> None:
+        if not callable(getattr(policy, "field", None)):
+            raise TypeError(f"a policy must have a method field(mu, t), got {policy!r}; an algorithm records and returns one")
         self.policy = policy
         self.shape = world.centers.shape
 
     def field(self, mu: Tensor, t: int) -> Tensor:
-        return checked(self.policy.field(mu, t), self.shape)
+        return checked(self.policy.field(mu.clone(), t), self.shape, t)

@@ -38,13 +38,14 @@ def make_leaderboard(folders: Sequence[Path], out: Path, page: Path | None, form
     sections = collect(folders)
     ranked = {section.name: standings(section) for section in sections}
     overall = aggregate(sections)
-    drawings = {section.name: learning(section, ranked[section.name]) for section in sections if ranked[section.name]}
+    drawings = {section.name: learning(section, ranked[section.name]) for section in overall.sections}
     # Levels of scores make sense where every algorithm has met every city.
-    compared = overall or (ranked[sections[0].name] if len(sections) == 1 else [])
+    compared = ranked[overall.sections[0].name] if len(overall.sections) == 1 else overall.standings
     if compared:
-        drawings["profiles"] = profiles(sections, compared)
+        drawings["profiles"] = profiles(overall.sections, compared)
     out.mkdir(parents=True, exist_ok=True)
-    files = [save_table(as_table([one for section in sections for one in ranked[section.name]] + overall), out / TABLE_FILE)]
+    every = [one for section in sections for one in ranked[section.name]] + overall.standings
+    files = [save_table(as_table(every), out / TABLE_FILE)]
     for name, drawing in drawings.items():
         files += save_drawing(drawing, out, name, formats)
     images = {name: f"{name}.{formats[0]}" for name in drawings}
@@ -52,8 +53,9 @@ def make_leaderboard(folders: Sequence[Path], out: Path, page: Path | None, form
     if page is not None:
         images = _save_images(drawings, page.parent / IMAGES)
         files.append(_write(page, page_text(sections, ranked, overall, images, DEFINED)))
-    tables = [f"{section.name}\n{markdown(ranked[section.name])}" for section in sections if ranked[section.name]]
-    tables += [f"all cities\n{markdown(overall)}"] * bool(overall)
+    tables = [f"{section.name}\n{markdown(ranked[section.name])}" for section in overall.sections]
+    tables += [f"all cities\n{markdown(overall.standings)}"] * bool(overall.standings)
+    tables += [f"No table of all cities: {overall.reason}"] * bool(overall.reason)
     left = unfinished(sections)
     tables += ["Not finished, and not counted:\n" + "\n".join(f"  {line}" for line in left)] * bool(left)
     return "\n\n".join([*tables, "\n".join(map(str, files))])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 from baselines.collected import Section, final
-from baselines.run_folder import RecordedRun
-from baselines.standings import Standing
+from baselines.standings import Aggregate, Standing
 from baselines.table import markdown, unfinished
 
 INTRODUCTION = """\
@@ -16,8 +17,8 @@ Every algorithm has the same budget: it learns until it has made that many steps
 whichever comes first; evaluation does not count. Its last policy is judged in the true mean field and with finite fleets.
 
 - **score**: share of the possible, 0 = staying put, 1 = certified bound; interquartile mean over seeds with its 95 % bootstrap
-  interval. A final policy that violates a constraint has no score and counts as 0, what the fleet earns if it is not used;
-  *violate at the end* says how many do.
+  interval. A final policy that violates a constraint has no score and counts as 0, what the fleet earns if it is not used
+  and everybody stays put, which has to be safe itself; *violate at the end* says how many do.
 - **episodes violated**: of the episodes executed in the true world while learning, over all seeds.
 - **steps**, **seconds to 80 %**: until the policy in hand first had 80 % of the run's own final score; of runs that end above
   0.
@@ -28,7 +29,7 @@ whichever comes first; evaluation does not count. Its last policy is judged in t
 def page_text(
     sections: Sequence[Section],
     ranked: dict[str, list[Standing]],
-    overall: Sequence[Standing],
+    overall: Aggregate,
     images: dict[str, str],
     more: str,
 ) -> str:
@@ -37,14 +38,17 @@ def page_text(
     Args:
         sections: All runs.
         ranked: Standings by the name of their section.
-        overall: Standings over all sections; empty for a single one.
+        overall: Standings over all cities, or why there are none.
         images: Paths of pictures from where the page lies, by the name of their section; ``"profiles"`` is that of the
             performance profiles.
         more: Where the columns are defined, in Markdown.
     """
     parts = ["# Leaderboard", INTRODUCTION + f"\nAll columns: {more}."]
-    if overall:
-        parts += ["## All cities", "Runs of all cities pooled; the bootstrap draws seeds within each city.", markdown(overall)]
+    if overall.standings:
+        pooled = "Runs of all cities pooled; the bootstrap draws seeds within each city."
+        parts += ["## All cities", pooled, markdown(overall.standings)]
+    elif overall.reason:
+        parts += ["## All cities", f"There is no table of all cities: {overall.reason}."]
     if "profiles" in images:
         parts.append(f"![Performance profiles]({images['profiles']})")
     for section in sections:
@@ -60,7 +64,10 @@ def page_text(
 
 
 def commands(sections: Sequence[Section]) -> list[str]:
-    """Commands that make the finished runs again, one per set of seeds that some algorithms share."""
+    """Commands for a shell that make the finished runs again, one per set of seeds that some algorithms share.
+
+    Each section has a folder of its own, which runs in one world under two budgets need.
+    """
     lines = []
     for section in sections:
         by_seeds: dict[tuple[int, int], list[str]] = {}
@@ -70,7 +77,6 @@ def commands(sections: Sequence[Section]) -> list[str]:
         settings, asked = section.settings, section.runs[0].asked
         for (first, count), names in by_seeds.items():
             options = {
-                "--algorithms": " ".join(names),
                 "--scenarios": asked["scenario"],
                 "--cells": asked["cells"],
                 "--seeds": count,
@@ -80,8 +86,10 @@ def commands(sections: Sequence[Section]) -> list[str]:
                 "--taxis": settings.taxis,
                 "--fleet-runs": settings.fleet_runs,
                 "--device": settings.device,
+                "--out": f"runs/{section.name}",
             }
-            lines.append(" ".join(["python -m baselines run", *(f"{name} {value}" for name, value in options.items())]))
+            words = ["python", "-m", "baselines", "run", "--algorithms", *names]
+            lines.append(shlex.join(words + [str(word) for option in options.items() for word in option]))
     return lines
 
 
@@ -107,29 +115,33 @@ def _world(section: Section) -> str:
     if finished := [run for runs in section.finished.values() for run in runs]:
         result = final(finished[0])
         told.append(f"Staying put earns {result.stay:.3f} nats, the certified bound is {result.bound:.3f}.")
+        unsafe = [run for run in section.finished.get("stay", []) if final(run).violations]
+        told += ["**Staying put violates a constraint here: the zero of the scores is unsafe itself.**"] * bool(unsafe)
     if shown.fleet_runs:
         told.append(f"Finite fleets: {shown.fleet_runs} of {shown.taxis:,} taxis per run.")
     return " ".join(told)
 
 
 def _machines(sections: Sequence[Section]) -> str:
-    """Machines, versions and commits of all starts of finished runs, and how many there are of each."""
+    """Machines, versions and commits of all starts of finished runs, and how many runs have each to their account."""
     runs = [run for section in sections for finished in section.finished.values() for run in finished]
     if not runs:
         return "No run is finished."
     kinds: dict[str, Counter[str]] = {"Machine": Counter(), "Versions": Counter(), "Commit": Counter()}
     for run in runs:
-        for kind, told in _last_start(run).items():
+        for kind, told in {fact for start in run.starts for fact in _told(start).items()}:
             kinds[kind][told] += 1
     lines = [
-        f"- {kind}: {told} ({count} of {len(runs)} runs)" for kind, found in kinds.items() for told, count in found.items()
+        f"- {kind}: {told} ({count} of {len(runs)} runs)"
+        for kind, found in kinds.items()
+        for told, count in sorted(found.items())
     ]
     again = sum(len(run.starts) > 1 for run in runs)
     return "\n".join([*lines, *([f"- Went on after a kill: {again} of {len(runs)} runs"] if again else [])])
 
 
-def _last_start(run: RecordedRun) -> dict[str, str]:
-    start = run.starts[-1]
+def _told(start: dict[str, Any]) -> dict[str, str]:
+    """A start in words."""
     machine = start["machine"]
     told = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {machine['threads']} thread(s) per run"
     versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items() if version)

@@ -123,7 +123,7 @@ class Benchmark:
             for scenario, city in cities.items():
                 for asked, (spec, algorithm) in algorithms.items():
                     settings = Settings(
-                        algorithm.name, _digest(spec), city.name, worlds[scenario], seed, self.budget.env_steps,
+                        algorithm.name, _digest(spec, algorithm), city.name, worlds[scenario], seed, self.budget.env_steps,
                         float(self.budget.seconds), torch.device(self.device).type, *fleets,
                     )  # fmt: skip
                     folder = self.out.absolute() / f"{_slug(city.name)}-k{self.cells}" / _slug(algorithm.name) / f"seed-{seed}"
@@ -150,10 +150,13 @@ def _found(name: str) -> tuple[str, Algorithm]:
     return (f"{Path(source).absolute()}:{short}" if source.endswith(".py") else name), algorithm
 
 
-def _digest(spec: str) -> str | None:
-    """What a script's version is told by: a result is of the script as it was."""
+def _digest(spec: str, algorithm: Algorithm) -> str | None:
+    """What versions of an algorithm are told apart by: a result is of script and settings as they were."""
     source = spec.rpartition(":")[0]
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source.endswith(".py") else None
+    parts = [Path(source).read_bytes()] if source.endswith(".py") else []
+    if algorithm.settings is not None:
+        parts.append(repr(algorithm.settings).encode())
+    return hashlib.sha256(b"\n".join(parts)).hexdigest() if parts else None
 
 
 def _portable(name: str) -> str:

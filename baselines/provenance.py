@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
-import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,9 +12,12 @@ from typing import Any
 import torch
 
 import mf_taxi_env
+from safe_m3_agent.jobs import cpus
 
 #: What a run's numbers may depend on.
-PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "stable-baselines3")
+PACKAGES = (
+    "torch", "numpy", "scipy", "gymnasium", "cvxpy", "clarabel", "gpytorch", "linear-operator", "POT", "stable-baselines3",
+)  # fmt: skip
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cores": cpus(),
         "threads": torch.get_num_threads(),
         "device": f"{device} ({torch.cuda.get_device_name(device)})" if on_gpu else str(device),
         "system": platform.system(),

@@ -30,7 +30,7 @@ class Settings:
 
     Attributes:
         algorithm: Name of the algorithm.
-        source: SHA-256 of the script that the algorithm is from; None for one of an installed package.
+        source: SHA-256 of the script that the algorithm is from and of the settings it is registered with; None without both.
         scenario: Name of the city.
         world: What tells the world from others: cells, horizon, noise, constraints, the city's fingerprint and so on, see
             :func:`~safe_m3_agent.worlds.world_facts`.
@@ -199,21 +199,25 @@ def write_result(folder: Path, result: Result) -> None:
     _write_json(folder / RESULT_FILE, _strict(dataclasses.asdict(result)))
 
 
+class LockedError(ValueError):
+    """Another process is at the run."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """While the block runs no other process may do so for the same folder; a killed process lets go.
 
-    A worker goes on for a while when the process that started it was killed, and must not meet its successor.
+    Two benchmarks may be told to write one folder, from two machines even.
 
     Raises:
-        ValueError: If another process is at it.
+        LockedError: If another process is at it.
     """
     with (folder / LOCK_FILE).open("a") as file:
         if sys.platform != "win32":
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError) as error:  # which of them is up to the system
-                raise ValueError(f"{folder} is being written by another process: wait for it, or end it") from error
+                raise LockedError(f"{folder} is being written by another process: wait for it, or end it") from error
             except OSError:  # a disk without locks: nothing is known
                 pass
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from baselines.run_folder import (
     DISTRIBUTIONS_FILE,
     ERROR_FILE,
     WORK_FOLDER,
+    LockedError,
     Result,
     locked,
     read_result,
@@ -28,12 +29,18 @@ from baselines.run_folder import (
 )
 from mf_taxi_env import Scenario
 from mf_taxi_env.atomic import replacing
-from safe_m3_agent.jobs import Job, run_jobs
+from safe_m3_agent.jobs import Job, cpus, run_jobs
+
+
+class Refused(NamedTuple):
+    """A run that was not carried out; its folder is somebody else's, and as it was."""
+
+    reason: str
 
 
 def run_all(
     plans: Sequence[Plan], cities: dict[str, Scenario], device: str, **execution: Any
-) -> Iterator[tuple[Plan, Result | None]]:
+) -> Iterator[tuple[Plan, Result | Refused | None]]:
     """Carry out runs; one that fails leaves its traceback in its folder, and the others go on.
 
     Args:
@@ -43,13 +50,16 @@ def run_all(
         execution: Where to run, see :func:`~safe_m3_agent.jobs.run_jobs`: ``workers``, ``ray``, ``retries``.
 
     Yields:
-        Each run, as soon as it is over, with its result; None where it failed.
+        Each run, as soon as it is over, with its result; None where it failed, a refusal where another process is at it.
     """
     by_folder: dict[Hashable, Plan] = {plan.folder: plan for plan in plans}
-    at_a_time = "ray" if execution.get("ray") else execution.get("workers")
+    at_a_time = "ray" if execution.get("ray") else min(execution.get("workers") or cpus(), len(plans))
     jobs = [Job(plan.folder, carry_out, (plan, device, at_a_time)) for plan in plans]
     for outcome in run_jobs(jobs, shared=(cities,), **execution):
         plan = by_folder[outcome.key]
+        if isinstance(outcome.value, Refused):
+            yield plan, outcome.value
+            continue
         error = outcome.error
         if error is None and not plan.finished:
             error = f"its result is not in {plan.folder}: the machines of a cluster need one disk for the benchmark's folder"
@@ -59,7 +69,7 @@ def run_all(
         yield plan, None if error is not None else read_result(plan.folder)
 
 
-def carry_out(cities: dict[str, Scenario], plan: Plan, device: str, at_a_time: int | str | None) -> None:
+def carry_out(cities: dict[str, Scenario], plan: Plan, device: str, at_a_time: int | str) -> Refused | None:
     """One run from its start, or from where it was killed, to its result.
 
     Args:
@@ -68,47 +78,56 @@ def carry_out(cities: dict[str, Scenario], plan: Plan, device: str, at_a_time: i
         device: torch device.
         at_a_time: Runs at a time on this machine, for the record.
 
+    Returns:
+        Why it was not carried out, where another process is at it; else nothing: the result is in its folder.
+
     Raises:
-        ValueError: If the algorithm recorded nothing, or another process is at the run.
+        ValueError: If the algorithm recorded nothing.
     """
+    (plan.folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(plan.folder):
+            if not plan.finished:  # by another process meanwhile
+                _carry_out(cities[plan.scenario], plan, torch.device(device), at_a_time)
+    except LockedError as error:
+        return Refused(str(error))
+    return None
+
+
+def _carry_out(city: Scenario, plan: Plan, place: torch.device, at_a_time: int | str) -> None:
     folder, settings = plan.folder, plan.settings
-    (folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        if plan.finished:  # by another process meanwhile
-            return
-        (folder / ERROR_FILE).unlink(missing_ok=True)
-        algorithm = find_algorithm(plan.algorithm)
-        place = torch.device(device)
-        start = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "at_a_time": at_a_time,
-            "machine": machine(place), "versions": versions(),
-        }  # fmt: skip
-        write_start(folder, settings, label=plan.label, oracle=plan.oracle, asked=plan.asked, start=start)
-        city, budget = cities[plan.scenario], Budget(settings.env_steps, settings.seconds)
-        judge, curve = Judge(city_world(city, place)), Curve(folder / CURVE_FILE)
-        task = Task(city_world(city, place), settings.seed, budget, folder / WORK_FOLDER, place)
-        record = CurveRecorder(judge, curve, budget)
-        policy = algorithm.train(task, record)
-        seconds = record.seconds
-        if not curve.rows:
-            raise ValueError(f"{plan.algorithm} returned without a record: it must call its recorder at least once")
-        judgement, mu = judge(policy)
-        fleet, fleets = None, mu.new_zeros(0, *mu.shape)
-        if settings.fleet_runs:
-            fleet, fleets = judge_fleets(policy, judge.world, settings.taxis, settings.fleet_runs)
-        with replacing(folder / DISTRIBUTIONS_FILE) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, mean_field=mu.cpu().numpy(), fleets=fleets.cpu().numpy())
-        last = curve.rows[-1]
-        write_result(
-            folder,
-            Result(
-                **judgement._asdict(),
-                bound=judge.bound.reward,
-                stay=judge.stay,
-                env_steps=last.env_steps,
-                episodes=last.episodes,
-                violated=last.violated,
-                seconds=seconds,
-                fleet=fleet,
-            ),
-        )
+    (folder / ERROR_FILE).unlink(missing_ok=True)
+    algorithm = find_algorithm(plan.algorithm)
+    start = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "at_a_time": at_a_time,
+        "machine": machine(place), "versions": versions(),
+    }  # fmt: skip
+    write_start(folder, settings, label=plan.label, oracle=plan.oracle, asked=plan.asked, start=start)
+    budget = Budget(settings.env_steps, settings.seconds)
+    judge, curve = Judge(city_world(city, place)), Curve(folder / CURVE_FILE)
+    task = Task(city_world(city, place), settings.seed, budget, folder / WORK_FOLDER, place)
+    record = CurveRecorder(judge, curve, budget)
+    policy = algorithm.train(task, record)
+    seconds = record.seconds
+    if not curve.rows:
+        raise ValueError(f"{plan.algorithm} returned without a record: it must call its recorder at least once")
+    judgement, mu = judge(policy)
+    fleet, fleets = None, mu.new_zeros(0, *mu.shape)
+    if settings.fleet_runs:
+        fleet, fleets = judge_fleets(policy, judge.world, settings.taxis, settings.fleet_runs)
+    with replacing(folder / DISTRIBUTIONS_FILE) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, mean_field=mu.cpu().numpy(), fleets=fleets.cpu().numpy())
+    last = curve.rows[-1]
+    write_result(
+        folder,
+        Result(
+            **judgement._asdict(),
+            bound=judge.bound.reward,
+            stay=judge.stay,
+            env_steps=last.env_steps,
+            episodes=last.episodes,
+            violated=last.violated,
+            seconds=seconds,
+            fleet=fleet,
+        ),
+    )

@@ -74,12 +74,44 @@ def standings(section: Section) -> list[Standing]:
     return _ranked([standing(section.name, [runs]) for runs in section.finished.values()])
 
 
-def aggregate(sections: Sequence[Section]) -> list[Standing]:
-    """The algorithms that have finished runs in every section, over all of them; none for a single section."""
-    if len(sections) < 2:
-        return []
-    common = set.intersection(*(set(section.finished) for section in sections))
-    return _ranked([standing("all", [section.finished[name] for section in sections]) for name in common])
+class Aggregate(NamedTuple):
+    """What the sections with a finished run come to together."""
+
+    sections: list[Section]  #: those with a finished run
+    standings: list[Standing]  #: algorithms that have finished runs in every one of them; none for fewer than two
+    reason: str  #: why two or more have no standings; empty where there is nothing to be said
+
+
+def aggregate(sections: Sequence[Section]) -> Aggregate:
+    """The algorithms that have finished runs in every city, over all of them.
+
+    A section without a finished run does not count. The others are put together where they are of cities that differ, under
+    one budget, on one kind of device and judged with the same fleets: else seeds of one city would count as two cities.
+    """
+    used = [section for section in sections if section.finished]
+    if len(used) < 2:
+        return Aggregate(used, [], "")
+    if reason := _apart(used):
+        return Aggregate(used, [], reason)
+    common = set.intersection(*(set(section.finished) for section in used))
+    if not common:
+        return Aggregate(used, [], "no algorithm has finished runs in all of them")
+    return Aggregate(used, _ranked([standing("all", [section.finished[name] for section in used]) for name in common]), "")
+
+
+def _apart(sections: Sequence[Section]) -> str:
+    """Why sections cannot be put together; empty where they can."""
+    cities: dict[str, str] = {}
+    for section in sections:
+        city = section.settings.scenario
+        if city in cities:
+            return f"{cities[city]} and {section.name} are of one city, {city}"
+        cities[city] = section.name
+    for name in ("env_steps", "seconds", "device", "taxis", "fleet_runs"):
+        values = {section.name: getattr(section.settings, name) for section in sections}
+        if len(set(values.values())) > 1:
+            return f"{name} differs ({', '.join(f'{section} {value}' for section, value in values.items())})"
+    return ""
 
 
 def standing(scenario: str, strata: Sequence[Sequence[RecordedRun]]) -> Standing:

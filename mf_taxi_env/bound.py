@@ -206,11 +206,27 @@ def _solve(mdp: TaxiMDP, barrier: float) -> Bound:
 def _solve_step(
     cp: ModuleType, mdp: TaxiMDP, rho: NDArray[np.float64], barrier: float
 ) -> tuple[NDArray[np.float64], float, float, float]:
-    mu = cp.Variable(rho.size, nonneg=True)
-    simplex = cp.sum(mu) == 1
-    margins = [constraint.convex_margin(mu) for constraint in mdp.constraints]
+    # In other units the solver takes another way: where it gets stuck on one, it does not on the other.
+    try:
+        solution, multipliers, level = _optimum(cp, mdp, rho, barrier, unit=1.0)
+    except cp.error.SolverError:
+        solution, multipliers, level = _optimum(cp, mdp, rho, barrier, unit=1.0 / rho.size)
+    value, upper = _certificate(mdp, rho, solution, multipliers, barrier, level)
+    if not math.isfinite(upper - value):
+        raise ValueError(f"no distribution meets the constraints {mdp.constraints} with room to spare for a barrier")
+    kl = float(kl_divergence(torch.from_numpy(rho), torch.from_numpy(solution)))
+    return solution, value, kl, max(0.0, upper - value)
+
+
+def _optimum(
+    cp: ModuleType, mdp: TaxiMDP, rho: NDArray[np.float64], barrier: float, unit: float
+) -> tuple[NDArray[np.float64], list[float], float]:
+    """What the solver finds with masses measured in ``unit``: the optimum, the constraints' multipliers and the slope level."""
+    masses = cp.Variable(rho.size, nonneg=True)
+    simplex = cp.sum(masses) == 1.0 / unit
+    margins = [constraint.convex_margin(unit * masses) for constraint in mdp.constraints]
     floors = [] if barrier else [margin >= 0 for margin in margins]
-    objective = -cp.sum(cp.kl_div(rho, mu))  # equals -KL on the simplex
+    objective = -unit * cp.sum(cp.kl_div(rho / unit, masses))  # equals -KL on the simplex
     if barrier:
         objective += barrier * cp.sum([cp.log(margin) for margin in margins])
     problem = cp.Problem(cp.Maximize(objective), [simplex, *floors])
@@ -219,18 +235,12 @@ def _solve_step(
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Solution may be inaccurate")
         problem.solve(solver=cp.CLARABEL)
-    if problem.status not in ("optimal", "optimal_inaccurate") or mu.value is None:
+    if problem.status not in ("optimal", "optimal_inaccurate") or masses.value is None:
         raise ValueError(f"no distribution meets the constraints {mdp.constraints} (solver status: {problem.status})")
-    solution = np.clip(mu.value, 1e-12, None)
+    solution = np.clip(unit * masses.value, 1e-12, None)
     solution /= solution.sum()
-    multipliers = [float(floor.dual_value) for floor in floors]
     # Of cells in use all slopes of the Lagrangian are equal. CVXPY's kl_div has that of -KL less one.
-    level = 1.0 + float(simplex.dual_value)
-    value, upper = _certificate(mdp, rho, solution, multipliers, barrier, level)
-    if not math.isfinite(upper - value):
-        raise ValueError(f"no distribution meets the constraints {mdp.constraints} with room to spare for a barrier")
-    kl = float(kl_divergence(torch.from_numpy(rho), torch.from_numpy(solution)))
-    return solution, value, kl, max(0.0, upper - value)
+    return solution, [float(floor.dual_value) for floor in floors], 1.0 + float(simplex.dual_value) / unit
 
 
 @torch.enable_grad()  # callers may well be inside no_grad

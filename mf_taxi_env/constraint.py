@@ -65,7 +65,7 @@ class Constraint(Protocol):
         ...
 
     def convex_margin(self, mu: Any) -> Any:
-        """The margin as a concave CVXPY expression of a variable ``[K]``, for :func:`mf_taxi_env.certified_bound`.
+        """The margin as a concave CVXPY expression of another ``[K]``, for :func:`mf_taxi_env.certified_bound`.
 
         Raises:
             TypeError: If the safe set is not convex, or has no convex program of moderate size.

@@ -197,7 +197,7 @@ class FleetSimulator:
         """
         if mu is not None and not self._served:
             raise ValueError("step(actions, mu) moves taxis in a given distribution: call serve(mu before trips) first")
-        checked(actions, self._positions.shape)
+        checked(actions, self._positions.shape, self.t)
         served = self.serve()
         return self._move(lambda block, start: actions[block], served if mu is None else mu)
 
@@ -249,7 +249,7 @@ class FleetSimulator:
 
     def _chooser(self, policy: FleetPolicy, mu: Tensor, t: int) -> Callable[[slice, Tensor], Tensor]:
         if self.resolution == "cell" and isinstance(policy, KnowsItsField):
-            field = checked(policy.field(mu, t), self.mdp.centers.shape)
+            field = checked(policy.field(mu, t), self.mdp.centers.shape, t)
             return lambda block, start: field.index_select(0, self._cells[block])
         act = by_position(policy, mu, t)
         return lambda block, start: act(start)

@@ -43,21 +43,26 @@ def by_position(policy: FleetPolicy, mu: Tensor, t: int) -> Callable[[Tensor], T
 
     def act(positions: Tensor) -> Tensor:
         size = POLICY_CHUNK.get(positions.device.type, POLICY_CHUNK["cuda"])
-        return checked(torch.cat([ask(chunk) for chunk in positions.split(size)]), positions.shape)
+        return checked(torch.cat([ask(chunk) for chunk in positions.split(size)]), positions.shape, t)
 
     return act
 
 
-def checked(actions: Tensor, shape: torch.Size) -> Tensor:
-    """Actions of taxis or cells.
+def checked(actions: Tensor, shape: torch.Size, t: int) -> Tensor:
+    """Actions of taxis or cells at step ``t``.
 
     Raises:
         ValueError: If they have another shape, are not finite, or leave ``[-1, 1]``.
     """
     if actions.shape != shape:
-        raise ValueError(f"actions must have shape {tuple(shape)}, got {tuple(actions.shape)}")
+        raise ValueError(f"actions must have shape {tuple(shape)}, got {tuple(actions.shape)} at step {t}")
     low, high = actions.aminmax()
     # NaN compares false, so it is refused as well.
     if not bool(torch.maximum(high, -low) <= 1.0):
-        raise ValueError("actions must be finite and lie in [-1, 1]")
+<<<<<<< HEAD
+        wrong = float(actions[~(actions.abs() <= 1.0)][0])
+        raise ValueError(f"actions must be finite and lie in [-1, 1], got {wrong:g} at step {t}")
+=======
+        raise ValueError(f"actions must be finite and lie in [-1, 1], got some from {float(low):g} to {float(high):g}")
+>>>>>>> 6fcd74e76aa7ee0794c8462529d6fd598b9f62b1
     return actions

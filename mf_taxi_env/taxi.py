@@ -135,6 +135,11 @@ class TaxiMDP(ParticleMDP):
         """Trip probabilities ``Phi_t``, ``[K, K]``: row = origin, column = destination; sparse where the scenario's are."""
         return self._trips[min(t, len(self._trips) - 1)]
 
+    @property
+    def changes(self) -> bool:
+        """Whether demand or trips differ from step to step of an episode."""
+        return self.horizon > 1 and max(len(self._demand), len(self._trips)) > 1
+
     def target(self, t: int = 0) -> Tensor:
         """The demand ``rho_t``, ``[K]``."""
         return self.demand(t)

@@ -78,7 +78,7 @@ def transport_program(mu: Any, reference: NDArray[np.float64], *, dimension: int
     plan = cp.Variable(cost.shape, nonneg=True)
     couples = [cp.sum(plan, axis=1) == mu, cp.sum(plan, axis=0) == reference[support] / reference.sum()]
     program = cp.Problem(cp.Minimize(cp.sum(cp.multiply(cost, plan))), couples)
-    return partial_optimize(program, opt_vars=[plan], dont_opt_vars=[mu], solver=cp.CLARABEL)
+    return partial_optimize(program, opt_vars=[plan], solver=cp.CLARABEL)
 
 
 def potential_near(values: Tensor, mu: Tensor, reference: Tensor, *, dimension: int = 2, periodic: bool = False) -> Tensor:

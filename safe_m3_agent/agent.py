@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mf_taxi_env import FreeMotion, ParticleMDP, TaxiMDP
 from mf_taxi_env.bound import episode_score
+from mf_taxi_env.safety import scatter
 from safe_m3_agent import checkpoint
 from safe_m3_agent.calibration import Calibration, HeldOut
 from safe_m3_agent.callbacks import Callback, as_callback, training
@@ -26,11 +27,12 @@ from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.history import Episode, History
 from safe_m3_agent.improvement import SafeImprovement
-from safe_m3_agent.model.dynamics_model import DynamicsModel, KnownModel
-from safe_m3_agent.model.ensemble import ProbabilisticEnsemble
-from safe_m3_agent.model.gaussian_process import GaussianProcess
 from safe_m3_agent.model.trip_model import make_trip_model
-from safe_m3_agent.policy import Policy, make_policy
+from safe_m3_agent.motion_model import make_motion_model
+from safe_m3_agent.observations import answered, read_observation
+from safe_m3_agent.planners.critic import check_critic
+from safe_m3_agent.planners.planner import part_of
+from safe_m3_agent.policy import Policy, copied_into, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
 
@@ -43,7 +45,7 @@ class SafeM3UCRL:
 
     Per episode: plan a candidate in the learned world, take it into use only with a certificate and only if it is predicted
     no worse than the policy in use, execute the policy in use in the true world, collect the moves of representative taxis,
-    refit the model. The first policy in use is to stay put, which must be safe.
+    refit the model. The first policy in use is to stay put, or one that is handed in; it must be safe.
 
     Args:
         mdp: The true world: a :class:`~mf_taxi_env.TaxiMDP`, a :class:`~mf_taxi_env.SwarmMDP` or another. Its motion is used
@@ -51,9 +53,12 @@ class SafeM3UCRL:
         config: Settings.
         seed: Seed of everything random here; the same seed gives the same history, bit for bit, on one machine.
         device: Must be the device of ``mdp``.
+        first: The first policy in use, of the kind that ``config.policy`` says: another agent's, or
+            :meth:`FieldPolicy.of_actions <safe_m3_agent.policy.FieldPolicy.of_actions>`. It is executed without a certificate,
+            so it is the user's to vouch for, and plans that start anew start there. Default: to stay put.
 
     Raises:
-        ValueError: If the devices differ, or the settings ask for what the world does not have.
+        ValueError: If the devices differ, the settings ask for what the world does not have, or ``first`` is of another kind.
         ImportError: If the model needs GPyTorch and it is not installed.
 
     Example:
@@ -66,17 +71,27 @@ class SafeM3UCRL:
     """
 
     def __init__(
-        self, mdp: ParticleMDP, config: Config | None = None, *, seed: int = 0, device: torch.device | str | None = None
+        self,
+        mdp: ParticleMDP,
+        config: Config | None = None,
+        *,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        first: Policy | None = None,
     ) -> None:
         if device is not None and torch.device(device) != mdp.device:
             raise ValueError(f"device must be the world's, {mdp.device}, got {device!r}; build the world on it")
         self.config = config = config or Config()
+        _check_settings(config, mdp)
         self.mdp = mdp
         self.seed = seed
         self.history = History()
         self._generator = torch.Generator(mdp.device).manual_seed(seed)
         self._policy = make_policy(config.policy, mdp, self._generator)
-        self.model = self._make_model()
+        self._stays_first = first is None
+        if first is not None:
+            self._policy = copied_into(self._policy, first, "first")
+        self.model = make_motion_model(config, mdp, self._generator)
         self.trips = make_trip_model(config.trips, mdp, self._generator) if config.learn_trips else None
         directions = self.model.members + (0 if self.trips is None else self.trips.members)
         self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), mdp.initial().new_zeros(0, directions))
@@ -109,7 +124,6 @@ class SafeM3UCRL:
         """The policy in use: ``policy(positions [m, 2], mu [K], t) -> actions [m, 2]`` with ``mu`` after trips."""
         return self._policy
 
-    @torch.no_grad()
     def predict(
         self,
         observation: ArrayLike,
@@ -121,7 +135,7 @@ class SafeM3UCRL:
 
         Args:
             observation: Distributions ``[..., K]`` as masses or densities, or ``[..., K + 1]`` with the time ``t / T`` appended
-                (``observe_time``), which a policy that differs from step to step needs.
+                (``observe_time``), which a policy that differs from step to step needs, and a network where demand or trips do.
             state: Ignored; the policy has no memory.
             episode_start: Ignored.
             deterministic: The policy is deterministic either way.
@@ -130,27 +144,10 @@ class SafeM3UCRL:
             Actions ``[..., d K]`` in ``[-1, 1]``, and ``None``.
 
         Raises:
-            ValueError: If the observation has another length, or lacks the time that the policy needs.
+            ValueError: If the observation has another length or is no distribution, or lacks the time that the policy needs.
         """
-        seen = torch.as_tensor(np.asarray(observation), dtype=self.mdp.dtype, device=self.mdp.device)
-        size = self.mdp.grid.size
-        if seen.shape[-1] not in (size, size + 1):
-            raise ValueError(f"observation must have length {size} (or {size + 1} with time), got {seen.shape[-1]}")
-        if seen.shape[-1] == size and self.config.policy.per_step:
-            raise ValueError("this policy differs from step to step: make the env with observe_time=True")
-        mu = seen[..., :size]
-        total = mu.sum(-1, keepdim=True)
-        density = (total - size).abs() <= 1e-3 * size
-        if not bool((density | ((total - 1).abs() <= 1e-3)).all()):
-            raise ValueError(f"observation must hold masses that sum to 1, or densities that sum to {size}")
-        mu, steps = torch.where(density, mu / size, mu), torch.zeros(seen.shape[:-1], dtype=torch.long, device=seen.device)
-        if seen.shape[-1] == size + 1:
-            steps = (seen[..., -1] * self.mdp.horizon).round().long().clamp(0, self.mdp.horizon - 1)
-        fields = torch.zeros(*mu.shape, self.mdp.action_dim, dtype=seen.dtype, device=seen.device)
-        for t in range(self.mdp.horizon):
-            now = steps == t
-            if bool(now.any()):
-                fields[now] = self._policy.field(self.mdp.shift(mu[now], t), t)
+        reading = read_observation(observation, self.config.policy, self.mdp)
+        fields = answered(reading, self._policy, self.mdp)
         return fields.flatten(-2).cpu().numpy().astype(np.float32), None
 
     def learn(
@@ -174,7 +171,6 @@ class SafeM3UCRL:
             for _ in range(episodes):
                 hooks.on_episode_start(self)
                 episode = self._episode()
-                self.history.append(episode)
                 go_on = hooks.on_episode_end(self, episode) is not False
                 bar.set_postfix_str(
                     f"reward={episode.reward:.2f}, worst margin={episode.min_margin:.3f}, score={episode.score:.3f}",
@@ -198,26 +194,10 @@ class SafeM3UCRL:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         checkpoint.write_run_files(target, self.mdp, self.config, self.seed)
-        draft = self._improvement.draft.state_dict() if self._improvement.draft is not None else {}
-        tensors = {
-            "generator": self._generator.get_state(),
-            "adversaries": self._improvement.adversaries,
-            **{f"policy.{name}": value for name, value in self._policy.state_dict().items()},
-            **{f"draft.{name}": value for name, value in draft.items()},
-            **{f"planner.{name}": value for name, value in self._improvement.planner.state().items()},
-            **{f"model.{name}": value for name, value in self.model.state().items()},
-            **{f"trips.{name}": value for name, value in (self.trips.state() if self.trips is not None else {}).items()},
-            **{f"transitions.{name}": value for name, value in self._transitions._asdict().items()},
-            **{f"held_out.{name}": value for name, value in self.calibration.held_out._asdict().items()},
-        }
-        facts = {
-            "device": self.mdp.device.type,
-            "barrier_weight": self._improvement.weight,
-            "planned_at": self._improvement.planned_at,
-            "anew_at": self._improvement.anew_at,
-            "history": self.history.records(),
-        }
-        checkpoint.save_checkpoint(target / checkpoint.CHECKPOINT_FILE, tensors, facts)
+        tensors, facts = self._state()
+        if not self._stays_first:
+            tensors |= {f"first.{name}": value for name, value in self._improvement.first.state_dict().items()}
+        checkpoint.save_checkpoint(target / checkpoint.CHECKPOINT_FILE, tensors, {**facts, "history": self.history.records()})
         return target
 
     def check_folder(self, folder: str | os.PathLike[str]) -> None:
@@ -246,28 +226,14 @@ class SafeM3UCRL:
         source = Path(folder)
         mdp, config, seed = checkpoint.read_run_files(source, mdp, device)
         tensors, facts = checkpoint.load_checkpoint(source / checkpoint.CHECKPOINT_FILE, mdp.device)
-        agent = cls(mdp, config, seed=seed)
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
         try:
-            agent._policy.load_state_dict(part("policy."))
-            if part("draft."):
-                agent._improvement.draft = copy.deepcopy(agent._policy)
-                agent._improvement.draft.load_state_dict(part("draft."))
-            agent._improvement.planner.load_state(part("planner."))
-            agent.model.load_state(part("model."))
-            if agent.trips is not None:
-                agent.trips.load_state(part("trips."))
-            agent._transitions = Transitions(**part("transitions."))
-            agent.calibration.held_out = HeldOut(**part("held_out."))
-            agent._improvement.adversaries = tensors["adversaries"]
-            agent._restore_generator(tensors["generator"].cpu(), facts["device"])
-            agent._improvement.weight = float(facts["barrier_weight"])
-            agent._improvement.planned_at = int(facts["planned_at"])
-            agent._improvement.anew_at = int(facts["anew_at"])
+            first = None
+            if given := part_of(tensors, "first."):
+                first = make_policy(config.policy, mdp, torch.Generator(mdp.device))
+                first.load_state_dict(given)
+            agent = cls(mdp, config, seed=seed, first=first)
             agent.history = History.from_records(facts["history"])
+            agent._restore(tensors, facts)
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"{source / checkpoint.CHECKPOINT_FILE} does not fit its {checkpoint.RUN_FILE}: {error}"
@@ -277,6 +243,18 @@ class SafeM3UCRL:
     # -- one episode ------------------------------------------------------------------------------------------------------
 
     def _episode(self) -> Episode:
+        """An episode, whole or not at all: it has happened once it is in the history, and what ends it before undoes it."""
+        before, number = self._state(), len(self.history)
+        try:
+            self.history.append(self._executed())
+        except BaseException:  # an interrupt as well
+            if len(self.history) == number:
+                self._restore(*before)
+            raise
+        return self.history[-1]
+
+    def _executed(self) -> Episode:
+        """Improve, execute, observe, learn; and what there is to say of it."""
         start = time.perf_counter()
         certifies = self.config.constrained and self.config.certified and bool(self.mdp.constraints) and not self.model.exact
         calibrated = self.config.calibrate and certifies
@@ -314,6 +292,30 @@ class SafeM3UCRL:
             seconds=time.perf_counter() - start,
         )
 
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that an episode changes but the history: tensors, which the next episode does not touch, and JSON-able facts."""
+        tensors, facts = self._improvement.state()
+        tensors |= {
+            "generator": self._generator.get_state(),
+            **{f"policy.{name}": value for name, value in self._policy.state_dict().items()},
+            **{f"model.{name}": value for name, value in self.model.state().items()},
+            **{f"trips.{name}": value for name, value in (self.trips.state() if self.trips is not None else {}).items()},
+            **{f"transitions.{name}": value for name, value in self._transitions._asdict().items()},
+            **{f"held_out.{name}": value for name, value in self.calibration.held_out._asdict().items()},
+        }
+        return tensors, {"device": self.mdp.device.type, **facts}
+
+    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Take over what :meth:`_state` gave."""
+        self._policy.load_state_dict(part_of(tensors, "policy."))
+        self._improvement.load_state(tensors, facts)
+        self.model.load_state(part_of(tensors, "model."))
+        if self.trips is not None:
+            self.trips.load_state(part_of(tensors, "trips."))
+        self._transitions = Transitions(**part_of(tensors, "transitions."))
+        self.calibration.held_out = HeldOut(**part_of(tensors, "held_out."))
+        self._restore_generator(tensors["generator"].cpu(), facts["device"])
+
     def _restore_generator(self, state: Tensor, device: str) -> None:
         if device == self.mdp.device.type:
             self._generator.set_state(state)
@@ -323,28 +325,29 @@ class SafeM3UCRL:
     def _warn_of_unsafe_start(self) -> None:
         """Staying put is free of the unknown motion: whether it is safe can be said before anything is learned.
 
-        Of unknown trips it is not: there the warning is a service of the simulator, which knows.
+        Of unknown trips it is not, nor is a policy that moves: there the warning is a service of the simulator, which knows.
         """
+        world, name = (self.mdp.with_motion(FreeMotion()), "staying put") if self._stays_first else (self.mdp, "first")
         with torch.no_grad():
-            margin = float(self.mdp.with_motion(FreeMotion()).rollout(self._policy).worst_margin)
-        if margin < 0:
+            margin = float(world.rollout(self._policy).worst_margin)
+        if not margin >= 0:
             warnings.warn(
-                f"staying put, the first policy in use, violates a constraint (margin {margin:.4f}): episodes are unsafe until "
-                "a policy is certified. Loosen the constraint, or start where the fleet is safe",
+                f"{name}, the first policy in use, violates a constraint (margin {margin:.4f}): episodes are unsafe until a "
+                "policy is certified. Hand in one that is safe, SafeM3UCRL(..., first=policy), loosen the constraint, or start "
+                "where the fleet is safe",
                 stacklevel=3,
             )
 
-    def _make_model(self) -> DynamicsModel:
-        noise_std = self.mdp.noise.std
-        if self.config.model == "known":
-            return KnownModel(self.mdp.motion, noise_std)
-        shared: dict[str, Any] = {"dtype": self.mdp.dtype, "device": self.mdp.device}
-        if self.config.model == "gp":
-            if self.mdp.periodic:
-                raise ValueError("model='gp' learns motion in the unit square, and this world is a ring: use model='ensemble'")
-            return GaussianProcess(self.config.gp, self.mdp.grid, noise_std, self._generator, **shared)
-        shared |= {"space": self.mdp.space, "reach": self.mdp.reach}
-        return ProbabilisticEnsemble(self.config.ensemble, self.mdp.grid, noise_std, self._generator, **shared)
+
+def _check_settings(config: Config, mdp: ParticleMDP) -> None:
+    """What can be said of settings in a world is said before an episode is spent."""
+    if config.planner == "ddpg":
+        check_critic(config.ddpg.critic, mdp.grid)
+    if config.fleet:
+        try:
+            scatter(mdp.constraints, mdp.initial())
+        except ValueError as error:
+            raise ValueError(f"fleet must be 0 in this world, got {config.fleet}: {error}") from error
 
 
 def _progress_bar(total: int, *, shown: bool) -> Any:

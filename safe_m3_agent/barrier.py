@@ -14,13 +14,14 @@ class BarrierConfig:
     """Weight and width of the log-barrier (arXiv 2306.17052, Eq. 8a; the published experiments hold the weight at 1).
 
     The weight follows the central path of an interior-point method (Boyd and Vandenberghe, *Convex Optimization*, Section
-    11.3). Certificates, not the clock, drive it: the path is followed only as far as the model supports it.
+    11.3). What passes the certificate's screen, not the clock, drives it: the path is followed only as far as the model
+    supports it.
 
     Attributes:
         initial: Weight ``lambda`` of the first plan, and the largest one, positive.
         final: Smallest weight, positive.
-        fall: What the weight is multiplied by after a certified plan, in ``(0, 1)``.
-        rise: What it is multiplied by where none of an episode's plans was certified, at least 1.
+        fall: What the weight is multiplied by after a plan that passes the screen, in ``(0, 1)``.
+        rise: What it is multiplied by where all candidates of an episode were refused, at least 1.
         width: ``delta``, in the constraint's unit: below it the logarithm continues as a quadratic. See :func:`width_at`.
     """
 
@@ -33,12 +34,15 @@ class BarrierConfig:
     def __post_init__(self) -> None:
         if not 0 < self.final <= self.initial < math.inf:
             raise ValueError(
-                f"barrier weights must satisfy 0 < final <= initial, got final={self.final}, initial={self.initial}"
+                f"barrier.final and barrier.initial must satisfy 0 < final <= initial, got final={self.final!r}, "
+                f"initial={self.initial!r}"
             )
         if not 0 < self.fall < 1 <= self.rise < math.inf:
-            raise ValueError(f"fall must lie in (0, 1) and rise be at least 1, got fall={self.fall}, rise={self.rise}")
+            raise ValueError(
+                f"barrier.fall must lie in (0, 1) and barrier.rise be at least 1, got fall={self.fall!r}, rise={self.rise!r}"
+            )
         if not 0 < self.width < math.inf:
-            raise ValueError(f"width must be a positive number, got {self.width}")
+            raise ValueError(f"barrier.width must be a positive number, got {self.width!r}")
 
     def after(self, weight: float, *, certified: bool) -> float:
         """The weight that follows ``weight``, when plans made with it were certified or not."""

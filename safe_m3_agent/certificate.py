@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.mdp import Field
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.policy import Policy
@@ -35,8 +36,7 @@ class CertificateConfig:
 
     def __post_init__(self) -> None:
         for name in ("restarts", "steps", "attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+            whole_number(f"certificate.{name}", getattr(self, name), least=1)
 
 
 class Certificate(NamedTuple):

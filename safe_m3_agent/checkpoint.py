@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +53,26 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Tensor]
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not a checkpoint, is corrupt, or is of another version.
     """
+    with _opened(path, device) as (file, facts):
+        return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+
+
+def saved_episodes(folder: Path) -> int:
+    """How many episodes the checkpoint of a run's folder holds, 0 where there is none yet; its tensors are not read.
+
+    Raises:
+        ValueError: If the checkpoint is corrupt or of another version.
+    """
+    path = folder / CHECKPOINT_FILE
+    if not path.exists():
+        return 0
+    with _opened(path, torch.device("cpu")) as (_, facts):
+        return len(facts["history"])
+
+
+@contextlib.contextmanager
+def _opened(path: Path, device: torch.device) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A checkpoint's file, to read tensors from, and its facts; see :func:`load_checkpoint` for what is raised."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     safetensors = _safetensors()
@@ -62,7 +83,7 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[dict[str, Tensor]
                 raise ValueError(f"{path} is not a checkpoint of this library (no {FORMAT!r} header)")
             if metadata.get("version") != str(FORMAT_VERSION):
                 raise ValueError(f"{path} has format version {metadata.get('version')!r}; this library reads {FORMAT_VERSION}")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["facts"])  # noqa: SIM118
+            yield file, json.loads(metadata["facts"])
     except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
 
@@ -122,7 +143,10 @@ def read_run_files(folder: Path, mdp: ParticleMDP | None, device: torch.device |
     run = _read_json(path)
     try:
         if run["format"] != FORMAT or run["version"] != FORMAT_VERSION:
-            raise ValueError(f"{path} has format {run['format']!r} version {run['version']!r}")
+            raise ValueError(
+                f"{path} has format {run['format']!r} version {run['version']!r}; this library reads {FORMAT!r} version "
+                f"{FORMAT_VERSION}"
+            )
         config, seed, world = from_dict(Config, run["config"]), int(run["seed"]), run["world"]
         if mdp is None:
             mdp = rebuilt_world(folder, world, device)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,32 +12,35 @@ from typing import Annotated, Literal
 import torch
 
 from mf_taxi_env import ParticleMDP, TaxiMDP
-from mf_taxi_env.atomic import replacing
 from mf_taxi_env.bound import episode_score, possible_return
 from mf_taxi_env.fleet import Resolution
 from mf_taxi_env.information import entropy_fraction, kl_divergence
 from safe_m3_agent.agent import SafeM3UCRL
-from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE
+from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE, check_run_files, saved_episodes
 from safe_m3_agent.config import Config
 from safe_m3_agent.fleet_evaluation import Subject, evaluate_fleets, recorded_fleets
 from safe_m3_agent.fleet_summary import fleet_report
 from safe_m3_agent.fleet_table import FLEET_FILE
 from safe_m3_agent.jobs import JobsError
-from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE, RunFolder
+from safe_m3_agent.run import RunFolder
 from safe_m3_agent.world_options import WorldOptions, headline
 
 try:
     import tyro
     from tqdm.auto import tqdm
 
-    from mf_taxi_env.render import save_figure
     from safe_m3_agent import figures as pictures
     from safe_m3_agent.figures.paper import FigureName, paper_figures
+    from safe_m3_agent.run_report import report
 except ImportError as error:
     # A user who left out the extra gets a hint from main(), not a traceback from here.
     _MISSING: ImportError | None = error
 else:
     _MISSING = None
+
+
+class EpisodeFailedError(RuntimeError):
+    """An episode could not be computed; the message says what is left of the run, and how to go on."""
 
 
 def train(
@@ -64,68 +67,51 @@ def train(
         raise ValueError(f"--episodes must be at least 1, got {episodes}")
     _check_device(device)
     mdp = world.build(device)
-    agent = SafeM3UCRL(mdp, config, seed=seed)
+    agent = _agent(mdp, config, seed, out, resume=resume)
+    print(headline(mdp), end="\n\n")
+    remaining = episodes - len(agent.history)
+    try:
+        with RunFolder(out) as run:
+            if remaining > 0:
+                _learn(agent, remaining, run)
+            else:
+                run.on_training_start(agent)  # a kill may have come between the last checkpoint and the rest of the record
+        print(report(agent, out))
+    except KeyboardInterrupt:
+        done = saved_episodes(out)
+        print(f"\nsafe-m3: stopped; {out} holds {done} episodes, the same command with --resume goes on", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)  # as a shell expects
+
+
+def _agent(mdp: ParticleMDP, config: Config, seed: int, out: Path, *, resume: bool) -> SafeM3UCRL:
+    """A new agent, or the one whose run is to go on."""
     if (out / RUN_FILE).exists():
         if not resume:
             raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another folder with --out")
-        agent.check_folder(out)
+        check_run_files(out, mdp, config, seed)
         if (out / CHECKPOINT_FILE).exists():
             agent = SafeM3UCRL.load(out, mdp=mdp)
             print(f"Going on after episode {len(agent.history)} of the run in {out}")
-    print(headline(mdp), end="\n\n")
-    remaining = episodes - len(agent.history)
-    with RunFolder(out) as run:
-        if remaining > 0:
-            _learn(agent, remaining, run)
-        else:
-            run.on_training_start(agent)  # a kill may have come between the last checkpoint and the rest of the record
-    history = agent.history
-    folder = out / FIGURES_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = {"learning_curve.png": pictures.learning_curve(history, mdp)}
-    if not agent.model.exact:
-        drawn["reliability.png"] = pictures.reliability(agent.calibration)
-    for name, figure in drawn.items():
-        save_figure(figure, folder / name)
-    last = history[-1]
-    certified = [episode.episode for episode in history if episode.certified]
-    summary = {
-        "score": last.score,
-        "return": last.reward,
-        "bound": possible_return(mdp),
-        "episodes": len(history),
-        "episodes_with_violation": history.violations,
-        "smallest_margin": min(history.column("min_margin")),
-        "first_certified_episode": certified[0] if certified else None,
-        "seconds": sum(history.column("seconds")),
-    }
-    finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in summary.items()}
-    with replacing(out / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(finite, indent=2) + "\n")
-    print(
-        _table(
-            ("score", f"{pictures.finite(last.score)} of the possible (0 = staying put, 1 = {_one(mdp)})"),
-            ("return", f"{last.reward:.3f}{' nats' if isinstance(mdp, TaxiMDP) else ''}"),
-            ("violations", f"in {history.violations} of {len(history)} executed episodes"),
-            ("smallest margin", f"{summary['smallest_margin']:.4f} nats" if mdp.constraints else "nothing to keep"),
-            ("first certificate", f"episode {certified[0]}" if certified else "none yet"),
-            ("time", f"{summary['seconds']:.0f} s"),
-            ("run", f"{out} ({HISTORY_FILE}, {CHECKPOINT_FILE}, {EVENTS_FOLDER}/ for TensorBoard)"),
-            ("pictures", f"{folder} ({', '.join(drawn)})"),
-        )
-    )
+            return agent
+    return SafeM3UCRL(mdp, config, seed=seed)
 
 
 def _learn(agent: SafeM3UCRL, episodes: int, run: RunFolder) -> None:
-    """Learn; where planning breaks down, say what is left of the run and how to go on."""
+    """Learn; where an episode fails, say what is left of the run and how to go on."""
     try:
         agent.learn(episodes, callback=run, progress_bar=True)
-    except FloatingPointError as error:
+    except (FloatingPointError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as error:
         done = len(agent.history)
-        raise FloatingPointError(
-            f"episode {done} failed: {error}. {run.folder} holds the run up to there (episodes: {done}) and its policy in use; "
-            f"'safe-m3 evaluate {run.folder}' shows it. --resume would fail at the same episode: start a run with other "
-            "settings, in another folder"
+        # What is computed again fails again; the memory of a device may have been another process's.
+        again = (
+            "the same command with --resume goes on once the device has more memory; a smaller city (--cells) takes less"
+            if isinstance(error, torch.OutOfMemoryError)
+            else "--resume would fail at the same episode: start a run with other settings, in another folder"
+        )
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise EpisodeFailedError(
+            f"episode {done} failed: {reason}. {run.folder} holds the run up to there (episodes: {done}) and its policy in "
+            f"use; 'safe-m3 evaluate {run.folder}' shows it. {again[0].upper()}{again[1:]}"
         ) from error
 
 
@@ -237,21 +223,11 @@ def figures(
     print(paper_figures(runs, out, only=only, judge_floor=judge_floor, formats=format))
 
 
-def _one(world: ParticleMDP) -> str:
-    """What scores 1."""
-    return "certified bound" if isinstance(world, TaxiMDP) else "analytic control, where nothing has to be kept"
-
-
 def _check_device(name: str) -> None:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:  # torch raises either, depending on how it was built
         raise ValueError(f"--device {name!r} is not usable here: {str(error).splitlines()[0]}") from error
-
-
-def _table(*rows: tuple[str, str]) -> str:
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -267,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             description="Safe-M3-UCRL: learn to reposition a fleet without ever leaving a district.",
             args=arguments,
         )
-    except (ValueError, OSError, ImportError, FloatingPointError, JobsError) as error:
+    except (ValueError, OSError, ImportError, EpisodeFailedError, JobsError) as error:
         print(f"safe-m3: error: {error}", file=sys.stderr)
         sys.exit(2)
 

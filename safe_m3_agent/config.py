@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from mf_taxi_env.checks import whole_number
 from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
@@ -110,10 +111,10 @@ class Config:
         if not 0 < self.delta < 1:
             raise ValueError(f"delta must lie in (0, 1), got {self.delta!r}")
         for name, least in (
-            ("representative_agents", 1), ("exploration_candidates", 1), ("adversaries", 0), ("rounds", 1), ("growth", 0),
-            ("fleet", 0),
+            ("representative_agents", 1), ("exploration_candidates", 1), ("adversaries", 0), ("rounds", 1), ("fleet", 0),
         ):  # fmt: skip
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
+            whole_number(name, getattr(self, name), least)
+        if not self.growth >= 0:
+            raise ValueError(f"growth must be at least 0, got {self.growth!r}")
         if not (1 < self.anew < math.inf or self.anew == 0):
             raise ValueError(f"anew must be a finite number > 1, or 0 for never, got {self.anew!r}")

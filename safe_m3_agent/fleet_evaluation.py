@@ -19,7 +19,7 @@ from mf_taxi_env.fleet_metrics import episode_metrics, fleet_metrics, fleet_size
 from mf_taxi_env.safety import scatter
 from safe_m3_agent.fleet_table import FleetEpisode, FleetKey, FleetTable
 from safe_m3_agent.hallucination import FLEET_DEVIATIONS
-from safe_m3_agent.jobs import Job, JobsError, Outcome, run_jobs
+from safe_m3_agent.jobs import RETRIES, Job, JobsError, Outcome, run_jobs
 from safe_m3_agent.policy import Policy
 
 
@@ -122,7 +122,9 @@ def evaluate_fleets(
     seed: int = 0,
     resolution: Resolution = "cell",
     progress: Callable[[int], object] = lambda taxis: None,
-    **execution: Any,
+    workers: int | None = None,
+    ray: str | None = None,
+    retries: int = RETRIES,
 ) -> None:
     """Evaluate policies at fleet sizes and record every episode in ``fleet.csv`` of the policy's folder as soon as it is over.
 
@@ -135,7 +137,9 @@ def evaluate_fleets(
         seed: The first seed.
         resolution: Where a taxi acts and departs from.
         progress: Called with the size of every fleet that is over.
-        execution: Where to run, see :func:`~safe_m3_agent.jobs.run_jobs`: ``workers``, ``ray``, ``retries``.
+        workers: Processes, see :func:`~safe_m3_agent.jobs.run_jobs`.
+        ray: Address of a Ray cluster that runs the episodes instead.
+        retries: How often an episode is tried again whose worker was lost.
 
     Raises:
         ValueError: If an argument is out of range, or a table is not readable.
@@ -157,7 +161,7 @@ def evaluate_fleets(
         progress(key.taxis)
     jobs = [Job((name, key.taxis, key.seed), measure, (name, key.taxis, key.seed, resolution)) for name, key in missing]
     failed: list[Outcome] = []
-    for outcome in run_jobs(jobs, shared=(subjects,), **execution):
+    for outcome in run_jobs(jobs, shared=(subjects,), workers=workers, ray=ray, retries=retries):
         name, size, _ = typing.cast("tuple[str, int, int]", outcome.key)
         if outcome.error is None:
             tables[name].append(outcome.value)

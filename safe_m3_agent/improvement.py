@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.planners.bptt import BPTTPlanner
 from safe_m3_agent.planners.ddpg import DDPGPlanner
-from safe_m3_agent.planners.planner import Planner, planned_worlds
+from safe_m3_agent.planners.planner import Planner, part_of, planned_worlds
 from safe_m3_agent.policy import Policy
 
 #: A path that is followed anew takes plans of this many times as many steps, and its weight falls by this factor at each.
@@ -78,7 +78,7 @@ class SafeImprovement:
         self._certifier = Certifier(config.certificate)
 
     def improve(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator, *, transitions: int) -> Decision:
-        """Plan in the learned world, and decide what to execute.
+        """Plan in the learned world, and decide what to execute. What is cut short is undone by :meth:`load_state`.
 
         Args:
             learned: The learned world.
@@ -92,17 +92,38 @@ class SafeImprovement:
         enough = transitions > 0 and transitions >= (1.0 + self.config.growth) * self.planned_at
         if not (enough or learned.exact):
             return Decision(policy, weight=self.weight)
-        before = self.weight, self.adversaries, self.anew_at
-        try:
-            if not (self.config.constrained and self.config.certified):
-                decision = self._uncertified(learned, policy, generator)
-            else:
-                decision = self._constrained(learned, policy, generator, anew=self._is_due(learned, transitions))
-        except FloatingPointError:
-            self.weight, self.adversaries, self.anew_at = before  # as if nothing had been tried
-            raise
+        if not (self.config.constrained and self.config.certified):
+            decision = self._uncertified(learned, policy, generator)
+        else:
+            decision = self._constrained(learned, policy, generator, anew=self._is_due(learned, transitions))
         self.planned_at = transitions
         return decision
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that is carried from episode to episode: tensors, which the next episode does not touch, and numbers."""
+        draft = self.draft.state_dict() if self.draft is not None else {}
+        tensors = {
+            "adversaries": self.adversaries,
+            **{f"draft.{name}": value for name, value in draft.items()},
+            **{f"planner.{name}": value for name, value in self.planner.state().items()},
+        }
+        return tensors, {"barrier_weight": self.weight, "planned_at": self.planned_at, "anew_at": self.anew_at}
+
+    def load_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Take over what :meth:`state` gave; there may be more beside it.
+
+        Raises:
+            KeyError: If something is missing.
+            RuntimeError: If something does not fit.
+        """
+        self.draft = None
+        if draft := part_of(tensors, "draft."):
+            self.draft = copy.deepcopy(self.first)
+            self.draft.load_state_dict(draft)
+        self.planner.load_state(part_of(tensors, "planner."))
+        self.adversaries = tensors["adversaries"]
+        self.weight, self.planned_at = float(facts["barrier_weight"]), int(facts["planned_at"])
+        self.anew_at = int(facts["anew_at"])
 
     def _is_due(self, learned: HallucinatedMDP, transitions: int) -> bool:
         """Whether to start anew."""

@@ -13,6 +13,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +25,17 @@ from mf_taxi_env.checks import whole_number
 RETRIES = 2
 #: Address of a Ray cluster that is started for the jobs and ends with them.
 LOCAL_RAY = "local"
+
+
+#: Where libraries look for their number of threads when they are loaded.
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def cpus() -> int:
+    """CPUs that this process may use, at least 1."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Job(NamedTuple):
@@ -62,13 +75,14 @@ def run_jobs(
     """Run jobs and yield what became of each as soon as it is known, in no particular order.
 
     Every job has one thread, wherever it runs, so that its numbers do not depend on where that is. An exception ends its own
-    job alone. Where the iteration is left early, by Ctrl-C for instance, what still runs is ended.
+    job alone. Where the iteration is left early, by Ctrl-C for instance, or this process is killed, what still runs is ended,
+    with all processes that jobs have started.
 
     Args:
         jobs: The jobs.
         shared: First arguments of all jobs, sent to each worker once.
-        workers: Processes, at least 1; 1 is this very process. Default: one per CPU. On a cluster that is running already its
-            own CPUs count, and this does not.
+        workers: Processes, at least 1; 1 is this very process, in which libraries other than torch keep their threads. Default:
+            one per CPU that this process may use. On a cluster that is running already its own CPUs count, and this does not.
         ray: Address of a Ray cluster, such as ``"auto"`` or ``"10.0.0.1:6379"``, or ``"local"`` for one that is started here
             with ``workers`` CPUs. Default: no Ray.
         retries: How often a job is tried again whose worker was lost.
@@ -81,7 +95,7 @@ def run_jobs(
         ImportError: If Ray is asked for and not installed (extra ``ray``).
         ConnectionError: If there is no cluster at the address.
     """
-    workers = whole_number("workers", workers if workers is not None else os.cpu_count() or 1, least=1)
+    workers = whole_number("workers", workers if workers is not None else cpus(), least=1)
     whole_number("retries", retries, least=0)
     if len({job.key for job in jobs}) < len(jobs):
         twice = next(job.key for i, job in enumerate(jobs) if job.key in {other.key for other in jobs[:i]})
@@ -108,15 +122,21 @@ def _call(job: Job, shared: tuple[Any, ...]) -> Outcome:
 
 
 class _Worker:
-    """A process with one job at a time, so that it is known which one is lost with it."""
+    """A process with one job at a time, so that it is known which one is lost with it.
+
+    It is no daemon, which could start no processes of its own, as a job may want to (``SubprocVecEnv``, a ``DataLoader``). It
+    leads a process group instead, that is ended with it; and it ends that itself as soon as this process is gone.
+    """
 
     def __init__(self, shared: bytes, job: Job, pickled: bytes) -> None:
         # Spawned: a fork would inherit the locks of this process' threads.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, shared), daemon=True)
-        with _without_interrupts():  # which the process inherits: Ctrl-C reaches all processes, and the first one decides
+        self.process = context.Process(target=_serve, args=(theirs, shared), daemon=False)
+        with _without_interrupts(), _one_thread():  # both of which the process inherits
             self.process.start()
+            # Also at Python's exit, which waits for all processes that are no daemons, if nobody has ended it until then.
+            self._end = Finalize(self, _end_group, args=(self.process,), exitpriority=10)
         theirs.close()
         self.give(job, pickled)
 
@@ -128,15 +148,38 @@ class _Worker:
     def end(self, grace: float = 0.0) -> int | None:
         """Its exit code, negative where a signal ended it: ours, unless it ends by itself in time."""
         self.process.join(grace)
-        self.process.kill()
-        self.process.join()
+        self._end()
         self.pipe.close()
         return self.process.exitcode
 
 
+def _end_group(process: BaseProcess) -> None:
+    """End a worker and all that it started."""
+    if sys.platform != "win32" and process.pid is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # none yet, or nobody left in it
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """What is started meanwhile has one thread in every library that reads its number when it is loaded."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """What is started meanwhile ignores Ctrl-C from its first instruction on; ours is delivered afterwards.
+    """What is started meanwhile ignores Ctrl-C from its first instruction on: the first process decides; ours comes afterwards.
 
     Only the main thread may choose what a signal does; elsewhere, and on Windows, a worker ignores it once it is prepared.
     """
@@ -152,10 +195,22 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def _follow() -> None:
+    """Wait for the end of the process that started this one; then end this one, and all that it started."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    if sys.platform != "win32":
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
 def _serve(pipe: Connection, pickled: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
+        os.setpgid(0, 0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    threading.Thread(target=_follow, daemon=True).start()  # a job may take hours, and nobody would want its result
     shared = None
     with contextlib.suppress(EOFError, OSError):  # nobody is left to work for
         while True:

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.mdp import Field, MeanFieldMDP
 
 PolicyKind = Literal["field", "network"]
@@ -35,11 +36,15 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(PolicyKind):
-            raise ValueError(f"policy kind must be 'field' or 'network', got {self.kind!r}")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must name at least one positive width, got {self.hidden!r}")
+            raise ValueError(f"policy.kind must be 'field' or 'network', got {self.kind!r}")
+        if not self.hidden:
+            raise ValueError(f"policy.hidden must name at least one width, got {self.hidden!r}")
+        for layer, width in enumerate(self.hidden):
+            whole_number(f"policy.hidden[{layer}]", width, least=1)
         if self.kind == "network" and self.per_step and not self.residual:
-            raise ValueError("per_step must be False for a network without a residual field, got True: it has nothing per step")
+            raise ValueError(
+                "policy.per_step must be False for a network without a residual field, got True: it has nothing per step"
+            )
 
 
 class Policy(nn.Module, ABC):
@@ -80,6 +85,28 @@ class FieldPolicy(Policy):
         self.grid = mdp.grid
         shape = (steps, mdp.grid.size, mdp.grid.dimension)
         self.logits = nn.Parameter(torch.zeros(shape, dtype=mdp.dtype, device=mdp.device))
+
+    @classmethod
+    def of_actions(cls, mdp: MeanFieldMDP, actions: Tensor) -> FieldPolicy:
+        """The policy that takes given actions, such as a rule of the operator's.
+
+        Args:
+            mdp: The world.
+            actions: At the cell centres, ``[K, d]``, or ``[T, K, d]`` for one field per step; in ``(-1, 1)``.
+
+        Raises:
+            ValueError: If they have another shape, or are not finite and in ``(-1, 1)``.
+        """
+        fields = torch.as_tensor(actions, dtype=mdp.dtype, device=mdp.device)
+        fields = fields if fields.dim() == 3 else fields.unsqueeze(0)
+        policy, shape = cls(mdp, len(fields)), (mdp.grid.size, mdp.grid.dimension)
+        if fields.shape[1:] != shape or len(fields) not in (1, mdp.horizon):
+            raise ValueError(f"actions must have shape {shape} or {(mdp.horizon, *shape)}, got {tuple(actions.shape)}")
+        if not bool((fields.abs() < 1).all()):
+            raise ValueError(f"actions must be finite and lie in (-1, 1), got some of size {float(fields.abs().max()):g}")
+        with torch.no_grad():
+            policy.logits.copy_(fields.atanh())
+        return policy
 
     def prepared(self) -> Field:
         return _FixedField(self.logits.tanh())
@@ -190,6 +217,29 @@ class _NetworkField:
     def field(self, mu: Tensor, t: int) -> Tensor:
         raw, residual = self.policy.network(self.located, mu), self.policy.residual
         return (raw if residual is None else raw + residual.raw(t)).tanh()
+
+
+def copied_into(own: Policy, given: Policy, name: str) -> Policy:
+    """A copy of a policy that is handed in, in the type and on the device of one that the settings made.
+
+    Args:
+        own: What the settings made for the world; it is written to.
+        given: The policy.
+        name: The argument's name, for the message.
+
+    Raises:
+        ValueError: If it is of another kind, or its parameters have other shapes or are not finite.
+    """
+    shapes = [{name: tuple(value.shape) for name, value in policy.state_dict().items()} for policy in (own, given)]
+    if type(given) is not type(own) or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{name} must be as config.policy says, a {type(own).__name__} with {shapes[0]}, got a {type(given).__name__} with "
+            f"{shapes[1]}"
+        )
+    if not all(bool(value.isfinite().all()) for value in given.state_dict().values()):
+        raise ValueError(f"{name} must have finite parameters, got some that are not")
+    own.load_state_dict(given.state_dict())
+    return own
 
 
 def make_policy(config: PolicyConfig, mdp: MeanFieldMDP, generator: torch.Generator) -> Policy:

@@ -41,6 +41,7 @@ OF_THE_AGENT = [page for page in PAGES if page.parent.name in ("models", "planne
         "docs/fleet.md",
         "docs/baselines.md",
         "docs/stable_baselines.md",
+        "docs/safety/improvement.md",
     ],
 )
 def test_snippets_run(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

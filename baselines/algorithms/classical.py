@@ -6,6 +6,7 @@ from typing import Protocol
 
 from baselines.aiming import AimedPolicy
 from baselines.algorithm import Recorder, Task, register
+from baselines.algorithms.safe_m3 import BASE
 from baselines.belief import BelievedMotion, MotionStudy, with_least_barrier
 from baselines.heuristics import Proportional, RandomField, Stay
 from baselines.linear_programs import FluidLP, RollingLP
@@ -52,7 +53,7 @@ def _oracle(make: Aimed, task: Task, record: Recorder) -> Field:
 
 def _peer(make: Aimed, task: Task, record: Recorder) -> Field:
     """The policy that knows what representative taxis saw while the fleet stayed put, as it does until that is enough."""
-    study = MotionStudy(task.mdp, task.seed)
+    study = MotionStudy(task.mdp, task.seed, BASE)
     policy: Field = Stay(study.known)
     for episodes in (0, *EPISODES):
         if episodes * task.mdp.horizon > task.budget.env_steps:

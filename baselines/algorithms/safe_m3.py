@@ -25,14 +25,16 @@ VARIANTS: dict[str, tuple[str, Config]] = {
         replace(
             BASE,
             planner="ddpg",
-            barrier=BarrierConfig(initial=0.1, fall=0.9),
-            ddpg=DDPGConfig(critic="expansion", rounds=10, episodes=8, actor_batch=4, critic_steps=5),
+            growth=0.5,
+            adversaries=1,
+            barrier=BarrierConfig(initial=0.1, fall=0.8),
+            ddpg=DDPGConfig(critic="expansion", rounds=10, episodes=8, actor_batch=4, critic_steps=5, lookahead=6),
         ),
     ),
     "safe-m3-known": ("Safe-M3 (BPTT, motion known)", Config(model="known")),
     "m3-ucrl": ("M3-UCRL", replace(BASE, constrained=False)),
     # Of arXiv 2306.17052, Section 5 and Appendix C: weight 1, L_h = 0.1 (the constraints' own), a network fed the distribution,
-    # representative taxis that follow the policy, every plan executed. Ensemble, noise and barrier are as everywhere here.
+    # representative taxis that follow the policy, every plan executed. The ensemble's members and the noise are ours.
     "published": (
         "Safe-M3-UCRL (published settings)",
         Config(
@@ -73,8 +75,10 @@ def learner(config: Config) -> Train:
             return record(agent.policy, env_steps=played * task.mdp.horizon, episodes=played, violated=violated)
 
         left = task.budget.env_steps // task.mdp.horizon - len(agent.history)
-        # Where there is a history the kill may have come between checkpoint and record.
-        if left > 0 and (not agent.history or show(agent)):
+        # A kill may have come between the last checkpoint and its record; a budget below an episode leaves the first policy.
+        if (agent.history or left < 1) and not show(agent):
+            return agent.policy
+        if left > 0:
             with RunFolder(task.folder) as run:
                 agent.learn(left, callback=[run, show])
         return agent.policy
@@ -83,4 +87,4 @@ def learner(config: Config) -> Train:
 
 
 for _name, (_label, _config) in VARIANTS.items():
-    register(_name, label=_label, oracle=_config.model == "known")(learner(_config))
+    register(_name, label=_label, oracle=_config.model == "known", settings=_config)(learner(_config))

@@ -24,4 +24,4 @@ def _algorithm(name: str, settings: Settings) -> Train:
 
 
 for _name, _settings in read_settings().items():
-    register(_name, label=_settings.label)(_algorithm(_name, _settings))
+    register(_name, label=_settings.label, settings=_settings)(_algorithm(_name, _settings))

@@ -71,7 +71,7 @@ class DynamicsModel(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Everything learned, as named tensors."""
+        """Everything learned, as named tensors; a later fit makes new ones and leaves these as they are."""
 
     @abstractmethod
     def load_state(self, state: dict[str, Tensor]) -> None:

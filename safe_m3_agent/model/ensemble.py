@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.space import CUBE, Space
 from safe_m3_agent.model import truncated_likelihood, wrapped_likelihood
@@ -54,17 +55,17 @@ class EnsembleConfig:
     learn_noise: bool = False
 
     def __post_init__(self) -> None:
-        if self.members < 2:
-            raise ValueError(f"members must be at least 2, got {self.members}")
-        if len(self.hidden) != 2 or min(self.hidden) < 1:
-            raise ValueError(f"hidden must be two positive widths, got {self.hidden!r}")
+        for name, least in (("members", 2), ("steps", 0), ("rounds", 0), ("batch_size", 1)):
+            whole_number(f"ensemble.{name}", getattr(self, name), least)
+        if len(self.hidden) != 2:
+            raise ValueError(f"ensemble.hidden must be two widths, got {self.hidden!r}")
+        for layer, width in enumerate(self.hidden):
+            whole_number(f"ensemble.hidden[{layer}]", width, least=1)
         if not 0 <= self.validation < 1:
-            raise ValueError(f"validation must lie in [0, 1), got {self.validation}")
-        if self.rounds < 0 or self.steps < 0 or self.batch_size < 1:
-            raise ValueError("rounds and steps must be at least 0 and batch_size at least 1")
+            raise ValueError(f"ensemble.validation must lie in [0, 1), got {self.validation!r}")
         for name in ("learning_rate", "linear_scale", "density_scale", "residual_scale"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
+                raise ValueError(f"ensemble.{name} must be positive and finite, got {getattr(self, name)!r}")
 
 
 class ProbabilisticEnsemble(DynamicsModel):

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.grid import Grid
 from safe_m3_agent.model.dynamics_model import Belief, DynamicsModel
 from safe_m3_agent.model.edge_sites import clear_landings, propagate
@@ -64,13 +65,12 @@ class GPConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(GPKind):
-            raise ValueError(f"kind must be one of {get_args(GPKind)}, got {self.kind!r}")
+            raise ValueError(f"gp.kind must be one of {get_args(GPKind)}, got {self.kind!r}")
         for name, least in (("inducing", 1), ("members", 2), ("features", 1), ("steps", 0), ("subset", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
+            whole_number(f"gp.{name}", getattr(self, name), least)
         for name in ("learning_rate", "linear_scale", "residual_scale", "lengthscale"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
+                raise ValueError(f"gp.{name} must be positive and finite, got {getattr(self, name)!r}")
 
 
 class GaussianProcess(DynamicsModel):

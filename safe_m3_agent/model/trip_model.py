@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.mdp import ParticleMDP
 from mf_taxi_env.scenarios.city import box_km
@@ -47,8 +48,7 @@ class TripConfig:
     decay_scale: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.members < 2:
-            raise ValueError(f"trips.members must be at least 2, got {self.members!r}")
+        whole_number("trips.members", self.members, least=2)
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"trips.beta must be a finite number >= 0, got {self.beta!r}")
         for name in ("attraction_scale", "attraction_length", "demand_scale", "decay_scale"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.mdp import Field
 from safe_m3_agent.barrier import relaxed_log_barrier, width_at
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
@@ -40,10 +41,10 @@ class BPTTConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("renewal", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not (0 < self.learning_rate < math.inf and 0 < self.gradient_clip < math.inf):
-            raise ValueError("learning_rate and gradient_clip must be positive and finite")
+            whole_number(f"bptt.{name}", getattr(self, name), least)
+        for name in ("learning_rate", "gradient_clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"bptt.{name} must be positive and finite, got {getattr(self, name)!r}")
 
 
 class BPTTPlanner(Planner):

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mf_taxi_env.grid import Grid
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.planners.actor import LiftedActor
 from safe_m3_agent.planners.episodes import Episodes, Stage
@@ -151,13 +152,22 @@ def make_critic(
     Raises:
         ValueError: If convolutions are asked for in a world that is not a square.
     """
-    if kind == "grid" and mdp.grid.dimension != 2:
-        raise ValueError(f"critic 'grid' needs a world of two dimensions, got {mdp.grid}; choose 'plain' or 'expansion'")
+    check_critic(kind, mdp.grid)
     if kind == "plain":
         return PlainCritic(mdp, modes, actions, hidden, generator)
     if kind == "grid":
         return GridCritic(mdp, modes, actions, hidden, generator)
     return StateCritic(mdp, modes, hidden, generator)
+
+
+def check_critic(kind: CriticKind, grid: Grid) -> None:
+    """Make sure that a critic can see a world.
+
+    Raises:
+        ValueError: If convolutions are asked for in a world that is not a square.
+    """
+    if kind == "grid" and grid.dimension != 2:
+        raise ValueError(f"ddpg.critic='grid' needs a world of two dimensions, got {grid}; choose 'plain' or 'expansion'")
 
 
 def expand(stage: Stage, critic: Critic, actor: LiftedActor, now: Episodes, fields: Tensor, steps: int) -> Tensor:

@@ -15,7 +15,7 @@ from safe_m3_agent.planners.critic import Critic, expand, make_critic
 from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.planners.episodes import Episodes, Stage, gaussian_starts, nominal
 from safe_m3_agent.planners.modes import CosineModes
-from safe_m3_agent.planners.planner import BestIterate, Plan, Planner
+from safe_m3_agent.planners.planner import BestIterate, Plan, Planner, part_of
 from safe_m3_agent.planners.replay import Replay
 from safe_m3_agent.policy import Policy
 
@@ -88,13 +88,13 @@ class DDPGPlanner(Planner):
         return {name: float(value) for name, value in self._metrics.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Replay, critic, target critic and scale of the noise."""
+        """Replay, critic, target critic and scale of the noise. Networks learn in place, so theirs are copies."""
         if self.critic is None or self.target is None:
             return dict(self._loaded)
         return {
             "noise_scale": self.noise_scale,
-            **{f"critic.{name}": value for name, value in self.critic.state_dict().items()},
-            **{f"target.{name}": value for name, value in self.target.state_dict().items()},
+            **{f"critic.{name}": value.clone() for name, value in self.critic.state_dict().items()},
+            **{f"target.{name}": value.clone() for name, value in self.target.state_dict().items()},
             **{f"replay.{name}": value for name, value in self.replay.state().items()},
         }
 
@@ -102,8 +102,8 @@ class DDPGPlanner(Planner):
         """Take over what :meth:`state` gave; the networks are built, and checked against it, by the next plan."""
         self._loaded = dict(state)
         self.critic = self.target = None
-        self.noise_scale = state.get("noise_scale", self.noise_scale)
-        self.replay.load_state(_part(state, "replay."))
+        self.noise_scale = state.get("noise_scale", torch.tensor(self.config.noise_distance))
+        self.replay.load_state(part_of(state, "replay."))
 
     def _critics(
         self, mdp: HallucinatedMDP, modes: CosineModes, optimistic: bool, generator: torch.Generator
@@ -116,8 +116,8 @@ class DDPGPlanner(Planner):
             self.critic = make_critic(self.config.critic, mdp, modes, actions, self.config.hidden, source)
             self.target = copy.deepcopy(self.critic)
             if self._loaded:
-                self.critic.load_state_dict(_part(self._loaded, "critic."))
-                self.target.load_state_dict(_part(self._loaded, "target."))
+                self.critic.load_state_dict(part_of(self._loaded, "critic."))
+                self.target.load_state_dict(part_of(self._loaded, "target."))
                 self._loaded = {}
         return self.critic, self.target
 
@@ -277,7 +277,3 @@ def follow(target: torch.nn.Module, source: torch.nn.Module, tau: float) -> None
     """Move the parameters of ``target`` by a share ``tau`` towards those of ``source``."""
     for ours, theirs in zip(target.parameters(), source.parameters(), strict=True):
         ours.lerp_(theirs, tau)
-
-
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from mf_taxi_env.checks import whole_number
 from safe_m3_agent.planners.critic import CriticKind
 
 NoiseKind = Literal["parameter", "action", "none"]
@@ -67,19 +68,17 @@ class DDPGConfig:
     def __post_init__(self) -> None:
         for name, allowed in (("critic", get_args(CriticKind)), ("noise", get_args(NoiseKind))):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+                raise ValueError(f"ddpg.{name} must be one of {allowed}, got {getattr(self, name)!r}")
         for name in (
             "rounds", "episodes", "critic_steps", "actor_steps", "critic_batch", "actor_batch", "hidden", "modes", "lookahead",
             "noise_hold", "replay_episodes",
         ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.renewal < 0:
-            raise ValueError(f"renewal must be at least 0, got {self.renewal}")
+            whole_number(f"ddpg.{name}", getattr(self, name), least=1)
+        whole_number("ddpg.renewal", self.renewal, least=0)
         for name in ("critic_rate", "actor_step", "noise_distance"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+                raise ValueError(f"ddpg.{name} must be a positive number, got {getattr(self, name)!r}")
         if not 0 < self.tau <= 1:
-            raise ValueError(f"tau must lie in (0, 1], got {self.tau}")
+            raise ValueError(f"ddpg.tau must lie in (0, 1], got {self.tau!r}")
         if not 0 <= self.gaussian_starts <= 1:
-            raise ValueError(f"gaussian_starts must lie in [0, 1], got {self.gaussian_starts}")
+            raise ValueError(f"ddpg.gaussian_starts must lie in [0, 1], got {self.gaussian_starts!r}")

@@ -64,7 +64,8 @@ class Planner(ABC):
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """What the planner carries from one plan to the next, as named tensors; nothing, unless it says otherwise."""
+        """What the planner carries from one plan to the next, as named tensors that the next plan does not touch; nothing,
+        unless it says otherwise."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -75,6 +76,11 @@ class Planner(ABC):
         """
         if state:
             raise RuntimeError(f"{type(self).__name__} carries nothing from plan to plan, got {sorted(state)}")
+
+
+def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix``, by what follows it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 class BestIterate:

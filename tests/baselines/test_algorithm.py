@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,17 @@ def test_a_script_adds_an_algorithm(tmp_path: Path) -> None:
     assert (found.name, found.label, found.oracle) == ("mine", "My algorithm", True)
     with pytest.raises(ValueError, match=r"no file '.*other\.py'"):
         find_algorithm(f"{tmp_path / 'other.py'}:mine")
+
+
+def test_a_script_imports_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when Python runs it; its folder is on the path once."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_the_script.py").write_text("LABEL = 'From beside'\n")
+    path = tmp_path / "script.py"
+    path.write_text("from beside_the_script import LABEL\n" + SCRIPT.replace('"My algorithm"', "LABEL"))
+    for _ in range(2):
+        assert find_algorithm(f"{path}:mine").label == "From beside"
+    assert sys.path.count(str(tmp_path)) == 1
 
 
 def test_a_name_belongs_to_one_function() -> None:

@@ -118,6 +118,22 @@ def test_the_least_barrier_that_is_safe_is_taken() -> None:
     assert anything is not None and anything.barrier == 0.0
 
 
+@dataclass
+class Narrow:
+    """Stays put at two barriers of the list, and moves everyone at all others."""
+
+    barrier: float
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        return mu.new_full((*mu.shape, 2), 0.0 if self.barrier in (BARRIERS[1], BARRIERS[2]) else 0.6)
+
+
+def test_a_barrier_that_bisection_misses_is_found() -> None:
+    """Margins need not grow with the barrier; the least that is safe is among those that are looked at then."""
+    found = with_least_barrier(Narrow, town(0.6))
+    assert found is not None and found.barrier == BARRIERS[1]
+
+
 class Doubtful(KnownModel):
     """Knows the motion, and doubts it by as much everywhere."""
 

@@ -213,10 +213,34 @@ def test_a_violation_may_earn_more(judge: Judge, teleport: Any) -> None:
 @pytest.mark.parametrize("action", [1.5, float("nan")])
 def test_actions_out_of_range_fail(judge: Judge, action: float) -> None:
     """In the mean field and for a fleet: nobody drives further than the others may."""
-    with pytest.raises(ValueError, match=r"lie in \[-1, 1\]"):
+    with pytest.raises(ValueError, match=rf"lie in \[-1, 1\], got {action} at step 0"):
         judge(Constant(judge.world, action))
     with pytest.raises(ValueError, match=r"lie in \[-1, 1\]"):
         judge_fleets(Constant(judge.world, action), judge.world, 10, 1)
+
+
+class Writing:
+    """Puts the fleet where it is wanted, in the tensor that it is shown."""
+
+    def __init__(self, world: TaxiMDP) -> None:
+        self.world = world
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        mu.copy_(self.world.demand(t))
+        return torch.zeros_like(self.world.centers)
+
+
+def test_a_policy_moves_the_fleet_by_its_actions_alone(judge: Judge) -> None:
+    """What it writes to the distribution that it is shown changes no number, in the mean field or of a fleet."""
+    honest, writing = Stay(judge.world), Writing(judge.world)
+    assert judge(writing)[0] == judge(honest)[0]
+    assert judge_fleets(writing, judge.world, 40, 1)[0] == judge_fleets(honest, judge.world, 40, 1)[0]
+
+
+def test_what_is_no_policy_is_named(judge: Judge) -> None:
+    """An algorithm that forgets its return hands over None."""
+    with pytest.raises(TypeError, match=r"must have a method field\(mu, t\), got None"):
+        judge(None)  # type: ignore[arg-type]
 
 
 def test_fleets_are_the_same_for_every_policy(judge: Judge) -> None:

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from baselines import cli
+from baselines import algorithm, cli
 from baselines.curve import Row
 from baselines.plans import Benchmark
 from baselines.run_folder import RecordedRun, Result, locked, read_run
-from baselines.runner import run_all
+from baselines.runner import Refused, run_all
 from mf_taxi_env import TaxiMDP, load_scenario, score
 from mf_taxi_env.fleet_metrics import METRICS
+from safe_m3_agent import Config
 
 Run = Callable[..., SimpleNamespace]
 DRIFT_FOLDER = Path("synthetic-k5") / "drift"
@@ -115,11 +116,11 @@ def test_a_lost_worker_loses_nothing(
 ) -> None:
     """A worker that the kernel kills is replaced, and its run goes on to the result it would have had."""
     drift.with_name("plan").write_text("1 4 kill")
-    told = run("run", "--algorithms", f"{drift}:drift", *quick, "--seeds", 2, "--workers", 2, "--out", tmp_path / "out")
-    assert told.status == 0, told.out
+    told = run("run", "--algorithms", f"{drift}:drift", *quick, "--seeds", 2, "--workers", 3, "--out", tmp_path / "out")
+    assert told.status == 0 and "2 at a time" in told.out, told.out
     for seed in (0, 1):
         recorded = read_run(tmp_path / "out" / DRIFT_FOLDER / f"seed-{seed}")
-        assert len(recorded.starts) == 1 + seed
+        assert [start["at_a_time"] for start in recorded.starts] == [2] * (1 + seed), "two runs take two workers of three"
         assert without_times(recorded) == without_times(undisturbed(seed))
 
 
@@ -180,6 +181,21 @@ def test_a_changed_script_is_another_algorithm(run: Run, drift: Path, quick: tup
     assert told.status == 2 and "source (" in told.err and "--out" in told.err
 
 
+def test_a_built_in_algorithm_with_other_settings_is_another(
+    benchmark_of: Callable[..., Benchmark], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release that changes an algorithm's settings does not take an old result for its own; two algorithms differ, too."""
+    cities = benchmark_of("stay").cities()
+    (plan,) = benchmark_of("safe-m3").plans(cities)
+    (other,) = benchmark_of("safe-m3-ddpg").plans(cities)
+    assert plan.settings.source is not None and plan.settings.source != other.settings.source
+    before = algorithm.algorithms()["safe-m3"]
+    changed = dataclasses.replace(before, settings=Config(model="gp", beta=4.0))
+    monkeypatch.setitem(algorithm._ALGORITHMS, "safe-m3", changed)
+    (again,) = benchmark_of("safe-m3").plans(cities)
+    assert again.settings.source not in (None, plan.settings.source)
+
+
 def test_cities_of_the_same_name_are_told_apart(benchmark_of: Callable[..., Benchmark], tmp_path: Path) -> None:
     """A file is resampled to the cells asked for; another city under a name that is taken is refused by its fingerprint."""
     load_scenario("synthetic", 10).save(tmp_path / "same.npz")
@@ -196,7 +212,7 @@ def test_cities_of_the_same_name_are_told_apart(benchmark_of: Callable[..., Benc
         both.plans(both.cities())
 
 
-def test_a_run_belongs_to_one_process(benchmark_of: Callable[..., Benchmark]) -> None:
+def test_a_run_belongs_to_one_process(benchmark_of: Callable[..., Benchmark], run: Run, quick: tuple[object, ...]) -> None:
     """A worker that outlived its benchmark must not meet its successor in one folder; a process that ends lets go."""
     benchmark = benchmark_of("stay")
     cities = benchmark.cities()
@@ -207,8 +223,11 @@ def test_a_run_belongs_to_one_process(benchmark_of: Callable[..., Benchmark]) ->
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         ((_, result),) = run_all([plan], cities, "cpu", workers=1)
+        told = run("run", "--algorithms", "stay", *quick, "--out", benchmark.out)
         holder.kill()
-    assert result is None and "another process" in (plan.folder / "error.txt").read_text()
+    assert isinstance(result, Refused) and "another process" in result.reason
+    assert {path.name for path in plan.folder.iterdir()} == {".lock", "work"}, "the folder is the other's"
+    assert told.status == 1 and "0 of 1 runs are finished" in told.out and f"1 refused:\n  {result.reason}" in told.out
     with locked(plan.folder):
         pass
 
@@ -304,6 +323,21 @@ def test_ctrl_c_says_how_to_go_on(run: Run, quick: tuple[object, ...], tmp_path:
         cli.main(["run", "--algorithms", "stay", *map(str, quick), "--out", str(tmp_path / "out")])
     monkeypatch.undo()
     assert run("run", "--algorithms", "stay", *quick, "--out", tmp_path / "out").status == 0
+
+
+def test_an_unsafe_zero_is_told(run: Run, quick: tuple[object, ...], tmp_path: Path) -> None:
+    """Where staying put violates, a score of 0 is no refuge: before the runs, and on the page of their table."""
+    options = ("--algorithms", "stay", *quick, "--out", tmp_path / "out")
+    told = run("run", *options)
+    assert "margin 0.27" in told.out and "warning" not in told.err
+    told = run("run", *options, "--scenarios", "shenzhen")
+    assert told.status == 0 and "margin -0.0152 in shenzhen-k5" in told.out
+    assert "warning: in shenzhen-k5 staying put violates a constraint" in told.err
+    for city, unsafe in (("shenzhen", True), ("synthetic", False)):
+        (tmp_path / city).mkdir()
+        (tmp_path / "out" / f"{city}-k5").rename(tmp_path / city / f"{city}-k5")
+        assert run("table", tmp_path / city, "--out", tmp_path / "table").status == 0
+        assert ("Staying put violates" in (tmp_path / "table" / "leaderboard.md").read_text()) is unsafe
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

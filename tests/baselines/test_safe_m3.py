@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from baselines import algorithm
 from baselines.algorithm import Budget, Task
 from baselines.algorithms.safe_m3 import BASE, VARIANTS, learner
+from baselines.plans import Benchmark
+from baselines.run_folder import read_run
+from baselines.runner import run_all
 from mf_taxi_env import EntropyFloor, TaxiMDP, load_scenario
 from mf_taxi_env.mdp import Field
 from safe_m3_agent import Config
@@ -63,8 +68,11 @@ def test_a_run_ends_with_its_budget(task: Task) -> None:
     learner(QUICK)(replace(task, folder=task.folder / "short"), short)
     assert short.rows == record.rows[:2]
     again = Rows()
-    learner(QUICK)(task, again)  # nothing is left to do
-    assert not again.rows
+    learner(QUICK)(task, again)  # nothing is left to do but to show what there is
+    assert again.rows == record.rows[-1:]
+    none = Rows()
+    learner(QUICK)(replace(task, folder=task.folder / "none", budget=Budget(2, 1e9)), none)
+    assert [row[:3] for row in none.rows] == [(0, 0, 0)]
 
 
 def test_a_killed_run_goes_on_where_it_was(task: Task) -> None:
@@ -75,6 +83,26 @@ def test_a_killed_run_goes_on_where_it_was(task: Task) -> None:
         learner(QUICK)(task, first)
     learner(QUICK)(task, rest)
     assert first.rows + rest.rows == whole.rows
+
+
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_a_kill_before_the_last_record_costs_nothing(
+    benchmark_of: Callable[..., Benchmark], monkeypatch: pytest.MonkeyPatch, episodes: int
+) -> None:
+    """The budget's last episode is in the checkpoint and not in the curve: the run is finished with it, and runs none again."""
+    monkeypatch.setitem(algorithm._ALGORITHMS, "quick", algorithm.Algorithm("quick", learner(QUICK), "Quick"))
+    benchmark = benchmark_of("quick", budget=Budget(12 * episodes, 1e6))
+    cities = benchmark.cities()
+    ((plan, whole),) = run_all(benchmark.plans(cities), cities, "cpu", workers=1)
+    rows = read_run(plan.folder).rows
+    assert whole is not None and len(rows) == episodes
+    lines = (plan.folder / "curve.csv").read_text().splitlines(keepends=True)
+    (plan.folder / "curve.csv").write_text("".join(lines[:-1]))
+    (plan.folder / "result.json").unlink()
+    ((_, again),) = run_all([plan], cities, "cpu", workers=1)
+    assert again is not None, read_run(plan.folder).error
+    assert replace(again, seconds=0.0) == replace(whole, seconds=0.0)
+    assert [replace(row, seconds=0.0) for row in read_run(plan.folder).rows] == [replace(row, seconds=0.0) for row in rows]
 
 
 def test_ablations_take_one_thing_away() -> None:

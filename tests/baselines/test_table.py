@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import math
 import re
 import shlex
@@ -19,6 +20,7 @@ from scipy import stats
 from baselines.collected import collect
 from baselines.curve import Curve, Row
 from baselines.learning_curves import POINTS, learning_curve
+from baselines.page import page_text
 from baselines.plans import Benchmark
 from baselines.run_folder import Result, Settings, write_result, write_start
 from baselines.standings import aggregate, standings
@@ -33,7 +35,7 @@ WORLD = {
     "constraints": [{"kind": "EntropyFloor", "fraction": 0.85}],
     "scenario": {"sha256": "0" * 64},
 }
-START = {
+START: dict[str, Any] = {
     "time": "2026-01-01T00:00:00+00:00", "commit": "abc", "at_a_time": 2,
     "machine": {"cpu": "a CPU", "cores": 2, "threads": 1, "device": "cpu", "system": "Linux"},
     "versions": {"python": "3.11", "torch": "2.13", "stable-baselines3": None},
@@ -169,7 +171,7 @@ def test_only_what_compares_is_compared(make: Make, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hold the same run"):
         collect([tmp_path / "out", tmp_path / "again"])
     make("a", 1, [row(120, 0.4)], out="edited", source="f" * 64)
-    with pytest.raises(ValueError, match="different versions of a script"):
+    with pytest.raises(ValueError, match="different versions of its script or settings"):
         collect([tmp_path / "out", tmp_path / "edited"])
     with pytest.raises(ValueError, match=r"no runs of the benchmark .* in .*nowhere"):
         collect([tmp_path / "nowhere"])
@@ -190,10 +192,46 @@ def test_the_aggregate_is_of_what_ran_everywhere(make: Make, tmp_path: Path) -> 
         make("a", seed, [row(120, 0.8)], city="other")
     make("b", 0, [row(120, 0.9)])
     sections = collect([tmp_path / "out"])
-    (overall,) = aggregate(sections)
+    whole = aggregate(sections)
+    (overall,) = whole.standings
     assert (overall.scenario, overall.algorithm, overall.seeds, overall.episodes) == ("all", "a", 4, 40)
     assert (overall.score, overall.score_low, overall.score_high) == pytest.approx((0.5, 0.5, 0.5))
-    assert aggregate(sections[:1]) == []
+    assert whole.reason == "" and aggregate(sections[:1]) == (sections[:1], [], "")
+
+
+def test_a_city_without_a_finished_run_takes_nothing_away(
+    make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace]
+) -> None:
+    """Neither the aggregate over the others nor the profiles: its first run may still be under way."""
+    for city in ("town", "other"):
+        make("a", 0, [row(120, 0.4)], city=city)
+    make("a", 0, [row(60, 0.1)], city="new", finished=False)
+    whole = aggregate(collect([tmp_path / "out"]))
+    assert [one.seeds for one in whole.standings] == [2] and [one.name for one in whole.sections] == ["other-k5", "town-k5"]
+    told = run("table", tmp_path / "out", "--out", tmp_path / "table")
+    assert told.status == 0 and "all cities" in told.out and (tmp_path / "table" / "profiles.csv").exists(), told.err
+
+
+@pytest.mark.parametrize(
+    ("city", "settings", "reason"),
+    [
+        ("town", {"env_steps": 2400}, "town-k5 and town-k5-2 are of one city, town"),
+        ("other", {"env_steps": 2400}, "env_steps differs (other-k5 2400, town-k5 1200)"),
+        ("other", {"device": "cuda"}, "device differs (other-k5 cuda, town-k5 cpu)"),
+    ],
+)
+def test_what_cannot_be_pooled_is_not(
+    make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace], city: str, settings: dict[str, Any], reason: str
+) -> None:
+    """Two budgets of one city are not two cities; the page says why there is no table of all of them."""
+    make("a", 0, [row(120, 0.4)])
+    make("a", 0, [row(120, 0.8)], city=city, out="second", **settings)
+    folders = [tmp_path / "out", tmp_path / "second"]
+    assert aggregate(collect(folders))[1:] == ([], reason)
+    told = run("table", *folders, "--out", tmp_path / "table")
+    assert told.status == 0 and f"No table of all cities: {reason}" in told.out, told.err
+    assert f"There is no table of all cities: {reason}." in (tmp_path / "table" / "leaderboard.md").read_text()
+    assert not (tmp_path / "table" / "profiles.csv").exists()
 
 
 def test_a_performance_profile_counts_runs() -> None:
@@ -264,10 +302,13 @@ def test_commands_and_machines_are_told(
     for seed in (0, 1, 4):
         make("a", seed, [row(120, 0.5)])
     make("b", 0, [row(120, 0.5)])
-    assert run("table", tmp_path / "out", "--out", tmp_path / "table").status == 0
+    make("b", 0, [row(120, 0.5)], out="longer", env_steps=2400)
+    make("my own.py:c", 0, [row(120, 0.5)], out="longer", env_steps=2400)
+    folders = [tmp_path / "out", tmp_path / "longer"]
+    assert run("table", *folders, "--out", tmp_path / "table").status == 0
     text = (tmp_path / "table" / "leaderboard.md").read_text()
-    assert "a CPU, 2 cores, Linux; 1 thread(s) per run, 2 run(s) at a time, device cpu (4 of 4 runs)" in text
-    assert "- Commit: abc (4 of 4 runs)" in text and "python 3.11, torch 2.13 (4 of 4 runs)" in text
+    assert "a CPU, 2 cores, Linux; 1 thread(s) per run, 2 run(s) at a time, device cpu (6 of 6 runs)" in text
+    assert "- Commit: abc (6 of 6 runs)" in text and "python 3.11, torch 2.13 (6 of 6 runs)" in text
     asked: list[Benchmark] = []
 
     def parsed(benchmark: Benchmark) -> Any:
@@ -278,8 +319,22 @@ def test_commands_and_machines_are_told(
     for line in re.findall(r"^python -m baselines (.*)$", text, re.MULTILINE):
         assert run(*shlex.split(line)).err.strip().endswith("not carried out")
     runs = [(name, seed) for one in asked for name in one.algorithms for seed in one.seeds]
-    assert sorted(runs) == [("a", 0), ("a", 1), ("a", 4), ("b", 0)]
-    assert {(one.budget.env_steps, one.budget.seconds, one.cells, *one.scenarios) for one in asked} == {(1200, 60.0, 5, "town")}
+    assert sorted(runs) == [("a", 0), ("a", 1), ("a", 4), ("b", 0), ("b", 0), ("my own.py:c", 0)]
+    assert {(one.budget.seconds, one.cells, *one.scenarios) for one in asked} == {(60.0, 5, "town")}
+    assert {(one.budget.env_steps, str(one.out)) for one in asked} == {(1200, "runs/town-k5"), (2400, "runs/town-k5-2")}
+
+
+def test_every_start_is_told(make: Make, tmp_path: Path) -> None:
+    """A run that went on elsewhere has both machines to its account."""
+    folder = make("a", 0, [row(120, 0.5)])
+    make("a", 1, [row(120, 0.5)])
+    facts = json.loads((folder / "run.json").read_text())
+    again = {**START, "commit": "def", "machine": {**START["machine"], "cpu": "another CPU"}}
+    (folder / "run.json").write_text(json.dumps({**facts, "starts": [*facts["starts"], again]}))
+    sections = collect([tmp_path / "out"])
+    text = page_text(sections, {one.name: standings(one) for one in sections}, aggregate(sections), {}, "there")
+    assert "- Commit: abc (2 of 2 runs)\n- Commit: def (1 of 2 runs)" in text
+    assert "a CPU, 2 cores" in text and "another CPU, 2 cores" in text and "after a kill: 1 of 2 runs" in text
 
 
 def test_a_correction_that_is_not_known_has_no_count(make: Make, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from mf_taxi_env import EntropyFloor, FleetSimulator, TaxiMDP, load_scenario
+from mf_taxi_env import DistanceCap, EntropyFloor, FleetSimulator, Scenario, SwarmMDP, TaxiMDP, load_scenario
 from mf_taxi_env.fleet_metrics import corrected_margins
+from mf_taxi_env.information import entropy_fraction
 from safe_m3_agent import Config, Episode, History, SafeM3UCRL
 from safe_m3_agent.barrier import BarrierConfig
+from safe_m3_agent.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.model.gaussian_process import GPConfig
 from safe_m3_agent.model.trip_model import TripConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
 from safe_m3_agent.planners.ddpg_config import DDPGConfig
-from safe_m3_agent.policy import PolicyConfig
+from safe_m3_agent.policy import FieldPolicy, Policy, PolicyConfig
+from safe_m3_agent.run import RunFolder
 
 QUICK = Config(beta=3.0, representative_agents=40, ensemble=EnsembleConfig(steps=60))
 
@@ -245,6 +250,59 @@ def test_resumed_after_certificates(safe: SafeM3UCRL, midway: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(parameters(resumed), parameters(safe), strict=True))
 
 
+#: Where an interrupt may come: after what has been called how often, in which episode, under which settings.
+INTERRUPTS: dict[str, tuple[str, int, int, dict[str, Any]]] = {
+    "planning": ("planners.bptt.BPTTPlanner.plan", 2, 2, {}),
+    "planning, critics new": ("planners.ddpg.DDPGPlanner.plan", 2, 1, {"planner": "ddpg"}),
+    "planning, critics learned": ("planners.ddpg.ActorCritic.fit_critic", 3, 2, {"planner": "ddpg"}),
+    "screening": ("certificate.Certifier.screen", 1, 2, {}),
+    "going part of the way": ("improvement.SafeImprovement._part_of_the_way", 1, 1, {}),
+    "observing": ("agent.observe", 1, 2, {}),
+    "fitting": ("model.ensemble.ProbabilisticEnsemble._descend", 1, 2, {}),
+    "fitting a Gaussian process": ("model.gaussian_process.GaussianProcess._sampled", 1, 2, {"model": "gp"}),
+    "fitting trips": ("model.trip_model.TripModel.fit", 1, 2, {"learn_trips": True}),
+    "judging": ("agent.episode_score", 1, 0, {}),
+}
+
+
+@pytest.mark.parametrize("place", INTERRUPTS)
+def test_an_interrupted_episode_has_not_happened(
+    world: TaxiMDP, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Whatever an interrupt cuts short, agent and folder are as before the episode, and both go on as if nothing had been."""
+    target, times, done, settings = INTERRUPTS[place]
+    config = replace(tiny, **settings)
+    whole = SafeM3UCRL(world, config, seed=7)
+    whole.learn(done + 2)
+    original, calls = pkgutil.resolve_name(f"safe_m3_agent.{target}"), []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        result = original(*arguments, **options)
+        calls.append(place)
+        if len(calls) == times:
+            raise KeyboardInterrupt
+        return result
+
+    agent = SafeM3UCRL(world, config, seed=7)
+    with RunFolder(tmp_path) as run:
+        if done:
+            agent.learn(done, callback=run)
+        before = {name: value.clone() for name, value in agent._state()[0].items()}, agent._state()[1]
+        with monkeypatch.context() as patch:
+            patch.setattr(f"safe_m3_agent.{target}", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                agent.learn(1, callback=run)
+    tensors, facts = agent._state()
+    assert facts == before[1] and tensors.keys() == before[0].keys() and len(agent.history) == done
+    assert all(torch.equal(value.nan_to_num(9.0), before[0][name].nan_to_num(9.0)) for name, value in tensors.items())
+    resumed = SafeM3UCRL.load(tmp_path)
+    assert resumed.history == agent.history
+    for one in (agent, resumed):
+        assert one.learn(2) == whole.history
+        assert all(torch.equal(a, b) for a, b in zip(parameters(one), parameters(whole), strict=True))
+        assert torch.equal(one._generator.get_state(), whole._generator.get_state())
+
+
 def test_global_seeds_are_left_alone(world: TaxiMDP, tiny: Config) -> None:
     """A run neither reads nor moves the global generators."""
     torch.manual_seed(1)
@@ -254,6 +312,79 @@ def test_global_seeds_are_left_alone(world: TaxiMDP, tiny: Config) -> None:
     assert np.random.get_state()[1].tolist() == numpy_before  # noqa: NPY002
     torch.manual_seed(2)
     assert SafeM3UCRL(world, tiny).learn(2) == first
+
+
+# -- the first policy in use ----------------------------------------------------------------------------------------------
+
+
+def drifting(world: TaxiMDP, share: float) -> FieldPolicy:
+    """Everybody goes a share of the way to the centre, or away from it."""
+    return FieldPolicy.of_actions(world, share * (0.5 - world.centers))
+
+
+@pytest.mark.parametrize("kind", ["field", "network"])
+def test_a_first_policy_is_executed_and_resumed(world: TaxiMDP, tiny: Config, tmp_path: Path, kind: Any) -> None:
+    """The policy handed in is the first in use and where plans start anew; a resumed run, from before the first episode on,
+    equals one that never stopped, bit for bit."""
+    config = replace(tiny, policy=PolicyConfig(kind, hidden=(6,)))
+    first: Policy = drifting(world, 0.05)
+    if kind == "network":
+        donor = SafeM3UCRL(world, replace(config, model="known"), seed=3)
+        donor.learn(1)
+        first = donor.policy
+    whole = SafeM3UCRL(world, config, seed=7, first=first)
+    assert whole.policy is not first and all(
+        torch.equal(a, b) for a, b in zip(parameters(whole), first.parameters(), strict=True)
+    )
+    with torch.no_grad():
+        executed = world.rollout(first)
+    whole.learn(4)
+    assert whole.history[0].reward == float(executed.returns) != SafeM3UCRL(world, config, seed=7).learn(1)[0].reward
+    assert whole._improvement.anew_at > 0
+    part = SafeM3UCRL(world, config, seed=7, first=first)
+    for _ in range(2):
+        part = SafeM3UCRL.load(part.save(tmp_path))
+        part.learn(2)
+    assert part.history == whole.history
+    for one, other in ((part.policy, whole.policy), (part._improvement.first, first)):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_a_run_that_stays_put_first_says_nothing_of_it(world: TaxiMDP, tiny: Config, tmp_path: Path) -> None:
+    """Checkpoints from before there was a first policy to hand in, and those of today without one, are alike."""
+    tensors, _ = load_checkpoint(SafeM3UCRL(world, tiny).save(tmp_path) / CHECKPOINT_FILE, world.device)
+    assert not any(name.startswith("first.") for name in tensors)
+
+
+def test_an_unsafe_first_policy_is_warned_of(world: TaxiMDP, tiny: Config) -> None:
+    """Where staying put breaks the floor the remedy is named; a safe policy handed in is no warning, an unsafe one is."""
+    with torch.no_grad():
+        shares = [float(entropy_fraction(world.rollout(drifting(world, share)).mu[1:]).min()) for share in (0.0, -0.1, 0.5)]
+    stays, spreads, crowds = shares
+    assert crowds < stays < spreads
+    narrow = TaxiMDP(
+        world.scenario, horizon=3, noise_std=0.1, reward_timing="next", constraints=[EntropyFloor((stays + spreads) / 2)]
+    )
+    with pytest.warns(UserWarning, match=r"staying put, the first policy in use, violates .*first=policy"):
+        SafeM3UCRL(narrow, tiny)
+    assert SafeM3UCRL(narrow, tiny, first=drifting(narrow, -0.1)).learn(2).violations == 0
+    with pytest.warns(UserWarning, match=r"first, the first policy in use, violates a constraint \(margin -0"):
+        SafeM3UCRL(narrow, tiny, first=drifting(narrow, 0.5))
+
+
+def test_a_first_policy_of_another_kind_is_refused(world: TaxiMDP, town: TaxiMDP, tiny: Config) -> None:
+    """Another grid, another kind, other steps, or parameters that are no numbers: the message says what is wanted."""
+    broken = drifting(world, 0.1)
+    with torch.no_grad():
+        broken.logits[0, 0, 0] = math.nan
+    network = SafeM3UCRL(world, replace(tiny, policy=PolicyConfig("network", hidden=(6,)))).policy
+    for wrong in (FieldPolicy(town), network, FieldPolicy(world, steps=3)):
+        with pytest.raises(
+            ValueError, match=rf"first must be as config.policy says, a FieldPolicy .*got a {type(wrong).__name__}"
+        ):
+            SafeM3UCRL(world, tiny, first=wrong)
+    with pytest.raises(ValueError, match="first must have finite parameters"):
+        SafeM3UCRL(world, tiny, first=broken)
 
 
 # -- interface ------------------------------------------------------------------------------------------------------------
@@ -293,6 +424,19 @@ def test_devices_have_to_agree(world: TaxiMDP) -> None:
     SafeM3UCRL(world, device="cpu")
     with pytest.raises(ValueError, match="device must be the world's, cpu, got 'meta'"):
         SafeM3UCRL(world, device="meta")
+
+
+def test_settings_that_do_not_fit_the_world_are_refused_at_once(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
+    """Not after an episode: a fleet whose scatter is not known, and convolutions on a ring."""
+    city = make_world(constraints=[DistanceCap([0.04] * 25, 0.9, "tv")])
+    with pytest.raises(ValueError, match=r"fleet must be 0 in this world, got 100: .*DistanceCap.* has no scatter"):
+        SafeM3UCRL(city, replace(tiny, fleet=100))
+    SafeM3UCRL(make_world(), replace(tiny, fleet=100))
+    ring = SwarmMDP(cells=20, constraints=[])
+    grid = replace(tiny, planner="ddpg", ddpg=DDPGConfig("grid"))
+    with pytest.raises(ValueError, match=r"ddpg.critic='grid' needs a world of two dimensions, got .*; choose 'plain'"):
+        SafeM3UCRL(ring, grid)
+    SafeM3UCRL(ring, replace(grid, planner="bptt"))
 
 
 def test_fleets_follow_the_policy(safe: SafeM3UCRL, town: TaxiMDP) -> None:
@@ -375,8 +519,36 @@ def test_predict_knows_the_time_of_each_observation(world: TaxiMDP, tiny: Config
 def test_predict_refuses_what_it_cannot_answer(world: TaxiMDP, tiny: Config) -> None:
     """An observation of another length, or one without the time that a per-step policy needs."""
     agent = SafeM3UCRL(world, tiny)
-    with pytest.raises(ValueError, match=r"length 25 \(or 26 with time\), got 24"):
-        agent.predict(np.zeros(24))
+    for wrong in (np.zeros(24), np.zeros((2, 27)), np.float32(1.0)):
+        with pytest.raises(ValueError, match=re.escape(f"length 25 (or 26 with time), got shape {wrong.shape}")):
+            agent.predict(wrong)
+    sums = [np.full(25, 0.04), np.full(25, 0.06)]
+    with pytest.raises(ValueError, match=r"masses that sum to 1, or densities that sum to 25, got a sum of 1.5"):
+        agent.predict(sums)
     stepwise = SafeM3UCRL(world, replace(tiny, policy=PolicyConfig(per_step=True)))
     with pytest.raises(ValueError, match="observe_time=True"):
         stepwise.predict(np.full(25, 0.04))
+
+
+@pytest.mark.parametrize("changing", ["demand", "trips"])
+def test_predict_asks_for_the_time_where_the_city_changes(
+    tiny: Config, random_city: Callable[..., Scenario], changing: str
+) -> None:
+    """A network sees the distribution after the trips of the step: without the time it would be shown those of step 0."""
+    one, other = random_city(0), random_city(1)
+    demand = np.stack([one.demand, other.demand]) if changing == "demand" else one.demand
+    trips = np.stack([one.trips, other.trips]) if changing == "trips" else one.trips
+    world = TaxiMDP(replace(one, demand=demand, trips=trips), horizon=2, noise_std=0.1)
+    network = SafeM3UCRL(world, replace(tiny, model="known", policy=PolicyConfig("network", hidden=(6,))))
+    network.learn(1)
+    uniform = np.full(25, 0.04, np.float32)
+    with pytest.raises(ValueError, match=r"must hold the time, got length 25: .* trips differ from step to step"):
+        network.predict(uniform)
+    for t in range(2):
+        action, _ = network.predict(np.append(uniform, t / 2))
+        with torch.no_grad():
+            expected = network.policy.field(world.shift(world.initial(), t), t).flatten().numpy()
+        np.testing.assert_allclose(action, expected, atol=1e-6)
+    SafeM3UCRL(world, tiny).predict(uniform)  # a field is blind to the distribution
+    still = TaxiMDP(replace(one, demand=demand, trips=trips), horizon=1, noise_std=0.1)
+    SafeM3UCRL(still, network.config).predict(uniform)

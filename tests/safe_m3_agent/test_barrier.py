@@ -82,14 +82,14 @@ def test_weight_follows_the_central_path() -> None:
     ("options", "message"),
     [
         ({"initial": 0.1, "final": 0.2}, "final <= initial"),
-        ({"final": 0.0}, "0 < final"),
+        ({"final": 0.0}, "barrier.final and barrier.initial must satisfy 0 < final"),
         ({"initial": math.inf}, "final <= initial"),
         ({"initial": math.nan}, "final <= initial"),
         ({"fall": 1.0}, r"fall must lie in \(0, 1\).*got fall=1.0"),
         ({"fall": math.nan}, "got fall=nan"),
-        ({"rise": 0.9}, "rise be at least 1, got fall=0.8, rise=0.9"),
-        ({"width": 0.0}, "width must be a positive number, got 0.0"),
-        ({"width": math.nan}, "width must be a positive number, got nan"),
+        ({"rise": 0.9}, "barrier.rise be at least 1, got fall=0.8, rise=0.9"),
+        ({"width": 0.0}, "barrier.width must be a positive number, got 0.0"),
+        ({"width": math.nan}, "barrier.width must be a positive number, got nan"),
     ],
 )
 def test_settings_are_validated(options: dict[str, float], message: str) -> None:

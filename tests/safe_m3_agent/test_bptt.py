@@ -196,9 +196,10 @@ def test_gradient_flows_through_the_whole_episode(random_city: Callable[..., Sce
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"learning_rate": 0.0}, "must be positive"),
-        ({"gradient_clip": -1.0}, "must be positive"),
+        ({"epochs": 0}, "bptt.epochs must be an integer >= 1, got 0"),
+        ({"renewal": 1.5}, "bptt.renewal must be an integer >= 0, got 1.5"),
+        ({"learning_rate": 0.0}, "bptt.learning_rate must be positive"),
+        ({"gradient_clip": -1.0}, "bptt.gradient_clip must be positive and finite, got -1.0"),
         ({"learning_rate": math.nan}, "must be positive"),
     ],
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
@@ -21,6 +22,7 @@ pytest.importorskip("matplotlib")
 from safe_m3_agent import SafeM3UCRL
 from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE
 from safe_m3_agent.cli import main
+from safe_m3_agent.model.ensemble import ProbabilisticEnsemble
 from safe_m3_agent.planners.bptt import BPTTPlanner, Plan
 from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE
 from safe_m3_agent.worlds import SCENARIO_FILE
@@ -210,7 +212,7 @@ def test_options_out_of_range_are_explained(tmp_path: Path, capsys: pytest.Captu
     assert caught.value.code == 2
     shown = capsys.readouterr()
     text = " ".join((shown.err + shown.out).replace("│", " ").split())
-    assert "members must be at least 2, got 1" in text and "Traceback" not in text
+    assert "ensemble.members must be an integer >= 2, got 1" in text and "Traceback" not in text
 
 
 def test_a_planner_that_breaks_down_is_explained(
@@ -233,6 +235,71 @@ def test_a_planner_that_breaks_down_is_explained(
     assert len(SafeM3UCRL.load(out).history) == 1
     main(["evaluate", str(out)])
     assert "0 violations" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (torch.linalg.LinAlgError("linalg.solve: The matrix is singular.\nMore."), "--resume would fail at the same episode"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "--resume goes on once the device has more"),
+    ],
+    ids=["singular", "memory"],
+)
+def test_a_fit_that_breaks_down_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
+) -> None:
+    """A matrix that is singular, or a device that is full, is one line that says what is saved and how to go on."""
+    fit, calls = ProbabilisticEnsemble.fit, []
+
+    def broken(self: ProbabilisticEnsemble, *arguments: Any) -> None:
+        fit(self, *arguments)
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise error
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(ProbabilisticEnsemble, "fit", broken)
+        with pytest.raises(SystemExit) as caught:
+            train(out, episodes=3)
+    assert caught.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    reason = str(error).partition("\n")[0].rstrip(".")
+    assert line.startswith(f"safe-m3: error: episode 1 failed: {reason}. {out} holds the run up to there (episodes: 1)")
+    assert advice in line
+    train(out, "--resume", episodes=3)
+    train(tmp_path / "alone", episodes=3)
+    assert rows(out) == rows(tmp_path / "alone")
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of the second episode: one line, the status of an interrupted command, and a run that goes on."""
+    fit, calls = ProbabilisticEnsemble.fit, []
+
+    def interrupted(self: ProbabilisticEnsemble, *arguments: Any) -> None:
+        fit(self, *arguments)
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(ProbabilisticEnsemble, "fit", interrupted)
+        with pytest.raises(SystemExit) as caught:
+            train(out, episodes=3)
+    assert caught.value.code == 130
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line == f"safe-m3: stopped; {out} holds 1 episodes, the same command with --resume goes on"
+    train(out, "--resume", episodes=3)
+    assert len(rows(out)) == 3
+
+
+def test_a_resumed_run_warns_once(tmp_path: Path) -> None:
+    """An unsafe start is said once per command, also where the agent is loaded."""
+    for options in ((), ("--resume",)):
+        with pytest.warns(UserWarning, match="staying put, the first policy in use, violates") as caught:
+            train(tmp_path / "run", "--entropy-floor", "0.999", *options, episodes=1)
+        assert len(caught) == 1
 
 
 def test_importing_without_the_extra_is_harmless() -> None:

@@ -319,8 +319,9 @@ def test_metrics_are_named(world: TaxiMDP) -> None:
     [
         ({"critic": "deep"}, r"critic must be one of .*'plain'.*got 'deep'"),
         ({"noise": "white"}, r"noise must be one of .*'parameter'.*got 'white'"),
-        ({"rounds": 0}, "rounds must be at least 1, got 0"),
-        ({"replay_episodes": 0}, "replay_episodes must be at least 1, got 0"),
+        ({"rounds": 0}, "ddpg.rounds must be an integer >= 1, got 0"),
+        ({"hidden": 64.5}, "ddpg.hidden must be an integer >= 1, got 64.5"),
+        ({"replay_episodes": 0}, "ddpg.replay_episodes must be an integer >= 1, got 0"),
         ({"critic_rate": math.nan}, "critic_rate must be a positive number, got nan"),
         ({"noise_distance": 0.0}, "noise_distance must be a positive number, got 0.0"),
         ({"tau": 0.0}, r"tau must lie in \(0, 1\], got 0.0"),

@@ -147,13 +147,13 @@ def test_training_is_not_lost_without_held_out_data(roam: Roam) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"members": 1}, "members must be at least 2, got 1"),
-        ({"hidden": (16,)}, "hidden must be two positive widths"),
-        ({"hidden": (16, 0)}, "hidden must be two positive widths"),
+        ({"members": 1}, "ensemble.members must be an integer >= 2, got 1"),
+        ({"hidden": (16,)}, "ensemble.hidden must be two widths, got"),
+        ({"hidden": (16, 0)}, r"ensemble.hidden\[1\] must be an integer >= 1, got 0"),
         ({"validation": 1.0}, "validation must lie in"),
         ({"validation": float("nan")}, "validation must lie in"),
-        ({"steps": -1}, "steps must be at least 0"),
-        ({"batch_size": 0}, "batch_size at least 1"),
+        ({"steps": -1}, "ensemble.steps must be an integer >= 0, got -1"),
+        ({"batch_size": 0}, "ensemble.batch_size must be an integer >= 1, got 0"),
         ({"learning_rate": 0.0}, "must be positive"),
         ({"residual_scale": -1.0}, "residual_scale must be positive"),
         ({"density_scale": 0.0}, "density_scale must be positive"),

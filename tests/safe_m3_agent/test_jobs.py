@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from safe_m3_agent.jobs import Job, JobsError, Outcome, run_jobs
+from safe_m3_agent.jobs import THREADS, Job, JobsError, Outcome, cpus, run_jobs
 
 
 def noise(seed: int) -> list[float]:
@@ -38,6 +42,46 @@ def die(marker: Path, times: int, parent: int) -> str:
         marker.with_name(f"{marker.name}{deaths}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return f"alive after {deaths}"
+
+
+def with_a_child(code: int) -> int | None:
+    """Starts a process of its own, as vector envs and data loaders do."""
+    child = multiprocessing.get_context("fork").Process(target=os._exit, args=(code,))
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def threads() -> list[str | None]:
+    """What libraries are told when they are loaded."""
+    return [os.environ.get(name) for name in THREADS]
+
+
+#: A program with two jobs at work, each with a child, that ends in several ways.
+PROGRAM = """
+import os, subprocess, sys, time
+from pathlib import Path
+from safe_m3_agent.jobs import Job, run_jobs
+
+def work(folder, number):
+    if number:
+        subprocess.Popen(["sleep", "600"], pass_fds=[os.open(folder / "alive", os.O_WRONLY)])
+        (folder / str(number)).touch()
+        time.sleep(600)
+
+if __name__ == "__main__":
+    folder, way = Path(sys.argv[1]), sys.argv[2]
+    outcomes = run_jobs([Job(number, work, (folder, number)) for number in range(3)], workers=2)
+    next(outcomes)
+    while len(list(folder.glob("[12]"))) < 2:
+        time.sleep(0.05)
+    if way == "leave":
+        outcomes.close()
+    (folder / "ready").touch()
+    if way == "raise":
+        raise ArithmeticError("with an iterator that nobody closes")
+    time.sleep(600)
+"""
 
 
 def results(outcomes: Iterator[Outcome]) -> dict[object, object]:
@@ -134,6 +178,45 @@ def test_leaving_early_ends_the_workers() -> None:
     assert multiprocessing.active_children()
     outcomes.close()  # type: ignore[attr-defined]
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("way", ["leave", "raise", "kill"])
+def test_nothing_outlives_the_jobs(way: str, tmp_path: Path) -> None:
+    """However they end: workers end, and so do the processes that jobs have started. All of them hold a pipe open till then."""
+    os.mkfifo(tmp_path / "alive")
+    pipe = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path), way]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as program:
+        try:
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "ready").exists():
+                assert program.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            if way == "kill":
+                program.kill()
+            assert select.select([pipe], [], [], 60)[0] and os.read(pipe, 1) == b""
+            assert way == "leave" or program.wait(60) == {"raise": 1, "kill": -9}[way]
+        finally:
+            program.kill()
+            os.close(pipe)
+
+
+def test_jobs_may_start_processes() -> None:
+    """As many algorithms do, which daemons must not."""
+    jobs = [Job(code, with_a_child, (code,)) for code in (0, 3)]
+    assert results(run_jobs(jobs, workers=2)) == {0: 0, 3: 3}
+    assert not multiprocessing.active_children()
+
+
+def test_workers_are_told_to_use_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they load a library that asks; here nothing changes."""
+    monkeypatch.setenv(THREADS[0], "7")
+    monkeypatch.delenv(THREADS[1], raising=False)
+    before = threads()
+    assert results(run_jobs([Job(i, threads) for i in range(2)], workers=2)) == dict.fromkeys(range(2), ["1"] * len(THREADS))
+    assert threads() == before
+    assert 1 <= cpus() <= (os.cpu_count() or 1)
 
 
 def test_no_jobs_no_outcomes() -> None:

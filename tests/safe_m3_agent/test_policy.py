@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -142,7 +144,7 @@ def test_a_step_after_the_last_field_uses_the_last(world: TaxiMDP) -> None:
     [
         ({"kind": "tree"}, "'field' or 'network', got 'tree'"),
         ({"hidden": ()}, "hidden"),
-        ({"hidden": (8, 0)}, r"got \(8, 0\)"),
+        ({"hidden": (8, 0)}, r"policy.hidden\[1\] must be an integer >= 1, got 0"),
         ({"kind": "network", "per_step": True, "residual": False}, "per_step must be False"),
     ],
 )
@@ -150,3 +152,17 @@ def test_settings_are_validated(options: dict[str, object], message: str) -> Non
     """Unknown kinds and empty layers are refused."""
     with pytest.raises(ValueError, match=message):
         PolicyConfig(**options)  # type: ignore[arg-type]
+
+
+def test_a_field_of_given_actions(world: TaxiMDP) -> None:
+    """It takes just these actions, one field for all steps or one per step; what no field can take is refused."""
+    actions = 0.9 * (0.5 - world.centers)
+    mu = world.initial()
+    torch.testing.assert_close(FieldPolicy.of_actions(world, actions).field(mu, 2), actions)
+    stepwise = FieldPolicy.of_actions(world, torch.stack([share * actions for share in (0.0, 0.5, 1.0)]))
+    torch.testing.assert_close(stepwise.field(mu, 1), 0.5 * actions)
+    with pytest.raises(ValueError, match=r"shape \(25, 2\) or \(3, 25, 2\), got \(24, 2\)"):
+        FieldPolicy.of_actions(world, actions[1:])
+    for size in (1.0, math.nan):
+        with pytest.raises(ValueError, match=rf"lie in \(-1, 1\), got some of size {size:g}"):
+            FieldPolicy.of_actions(world, torch.full_like(actions, size))

@@ -184,3 +184,16 @@ def test_a_second_run_in_the_folder_is_refused(make_world: Callable[..., TaxiMDP
     with RunFolder(tmp_path) as run, pytest.raises(ValueError, match="another run"):
         SafeM3UCRL(make_world(), tiny, seed=1).learn(1, callback=run)
     assert SafeM3UCRL.load(tmp_path).seed == 0
+
+
+def test_a_run_is_not_begun_again_over_what_it_has_learned(world: TaxiMDP, tiny: Config, tmp_path: Path) -> None:
+    """A script started a second time in its folder says how to go on, and leaves every file as it is."""
+    with RunFolder(tmp_path) as run:
+        SafeM3UCRL(world, tiny).learn(2, callback=run)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    message = r"holds 2 episodes of this run, and the agent has 0: go on with SafeM3UCRL.load\('.*'\), or choose another folder"
+    with RunFolder(tmp_path) as run, pytest.raises(ValueError, match=message):
+        SafeM3UCRL(world, tiny).learn(1, callback=run)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with RunFolder(tmp_path) as run:
+        assert len(SafeM3UCRL.load(tmp_path).learn(1, callback=run)) == 3

@@ -163,7 +163,8 @@ def make_scenario_steps(random_city: Callable[..., Scenario]) -> Scenario:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"members": 1}, "trips.members must be at least 2, got 1"),
+        ({"members": 1}, "trips.members must be an integer >= 2, got 1"),
+        ({"members": 2.5}, "trips.members must be an integer >= 2, got 2.5"),
         ({"beta": -1.0}, "trips.beta must be a finite number >= 0, got -1.0"),
         ({"beta": math.nan}, "trips.beta must be a finite number >= 0, got nan"),
         ({"attraction_scale": 0.0}, "trips.attraction_scale must be positive and finite, got 0.0"),
