@@ -100,7 +100,7 @@ def _learn(agent: SafeM3UCRL, episodes: int, run: RunFolder) -> None:
     """Learn; where an episode fails, say what is left of the run and how to go on."""
     try:
         agent.learn(episodes, callback=run, progress_bar=True)
-    except (FloatingPointError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as error:
+    except (FloatingPointError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as error:  # type: ignore[attr-defined]
         done = len(agent.history)
         # What is computed again fails again; the memory of a device may have been another process's.
         again = (
