@@ -59,10 +59,6 @@ def checked(actions: Tensor, shape: torch.Size, t: int) -> Tensor:
     low, high = actions.aminmax()
     # NaN compares false, so it is refused as well.
     if not bool(torch.maximum(high, -low) <= 1.0):
-<<<<<<< HEAD
         wrong = float(actions[~(actions.abs() <= 1.0)][0])
         raise ValueError(f"actions must be finite and lie in [-1, 1], got {wrong:g} at step {t}")
-=======
-        raise ValueError(f"actions must be finite and lie in [-1, 1], got some from {float(low):g} to {float(high):g}")
->>>>>>> 6fcd74e76aa7ee0794c8462529d6fd598b9f62b1
     return actions
