@@ -241,7 +241,10 @@ def test_a_planner_that_breaks_down_is_explained(
     ("error", "advice"),
     [
         (torch.linalg.LinAlgError("linalg.solve: The matrix is singular.\nMore."), "--resume would fail at the same episode"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "--resume goes on once the device has more"),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "--resume goes on once the device has more",
+        ),
     ],
     ids=["singular", "memory"],
 )
