@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -103,7 +105,8 @@ def judge_fleets(policy: Field, world: TaxiMDP, taxis: int, runs: int) -> tuple[
     Returns:
         By the names of :data:`~mf_taxi_env.fleet_metrics.METRICS` the mean over fleets; ``violated`` and ``corrected``, the
         shares of fleets that violate a constraint at some step, as they are and after the correction for finite samples
-        (:func:`~mf_taxi_env.fleet_metrics.corrected_margins`); and the distributions, ``[runs, T + 1, K]``.
+        (:func:`~mf_taxi_env.fleet_metrics.corrected_margins`; NaN where it is not known, with fewer taxis than cells); and the
+        distributions, ``[runs, T + 1, K]``.
 
     Raises:
         TypeError: If it is no policy.
@@ -117,10 +120,15 @@ def judge_fleets(policy: Field, world: TaxiMDP, taxis: int, runs: int) -> tuple[
         distributions.append(rollout.distributions)
     means = {name: estimate.mean for name, estimate in over_runs(episodes).items()}
     shares = {
-        "violated": sum(episode["violations"] > 0 for episode in episodes) / runs,
-        "corrected": sum(episode["corrected_violations"] > 0 for episode in episodes) / runs,
+        "violated": _share_broken([episode["violations"] for episode in episodes]),
+        "corrected": _share_broken([episode["corrected_violations"] for episode in episodes]),
     }
     return means | shares, torch.stack(distributions)
+
+
+def _share_broken(violations: Sequence[float]) -> float:
+    """The share of episodes with a violation; NaN where one's number is not known."""
+    return math.nan if any(map(math.isnan, violations)) else sum(count > 0 for count in violations) / len(violations)
 
 
 class _Checked:

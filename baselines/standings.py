@@ -42,7 +42,7 @@ class Standing:
         served_demand: Share of requests served by finite fleets, mean; NaN where none were run.
         fleets: Finite fleets run with final policies.
         fleets_violated: Those of them that violate.
-        fleets_corrected: Those of them that violate after the correction for finite samples.
+        fleets_corrected: Those of them that violate after the correction for finite samples; NaN where that is not known.
     """
 
     scenario: str
@@ -66,7 +66,7 @@ class Standing:
     served_demand: float
     fleets: int
     fleets_violated: int
-    fleets_corrected: int
+    fleets_corrected: float
 
 
 def standings(section: Section) -> list[Standing]:
@@ -128,6 +128,7 @@ def standing(scenario: str, strata: Sequence[Sequence[RecordedRun]]) -> Standing
     runs = [run for stratum in strata for run in stratum]
     results = [final(run) for run in runs]
     fleets = [(result.fleet, run.settings.fleet_runs) for run, result in zip(runs, results, strict=True) if result.fleet]
+    corrected = sum(fleet["corrected"] * count for fleet, count in fleets)
     score = estimate([[counted(final(run).score) for run in stratum] for stratum in strata])
     return Standing(
         scenario=scenario,
@@ -151,7 +152,7 @@ def standing(scenario: str, strata: Sequence[Sequence[RecordedRun]]) -> Standing
         served_demand=mean(lambda run: (final(run).fleet or {})["served_demand"], lambda run: bool(final(run).fleet)),
         fleets=sum(count for _, count in fleets),
         fleets_violated=round(sum(fleet["violated"] * count for fleet, count in fleets)),
-        fleets_corrected=round(sum(fleet["corrected"] * count for fleet, count in fleets)),
+        fleets_corrected=corrected if math.isnan(corrected) else round(corrected),
     )
 
 

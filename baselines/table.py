@@ -71,5 +71,5 @@ def _number(value: float, digits: int) -> str:
     return NOTHING if math.isnan(value) else f"{value:,.{digits}f}"
 
 
-def _of(count: int, total: int) -> str:
-    return f"{count:,} of {total:,}" if total else NOTHING
+def _of(count: float, total: int) -> str:
+    return f"{count:,} of {total:,}" if total and not math.isnan(count) else NOTHING

@@ -78,7 +78,7 @@ class SharedPolicyEnv(VecEnv):
         return [False] * self.num_envs
 
 
-def main(taxis: int = 100, cells: int = 3, episodes: int = 480, seed: int = 0) -> None:
+def main(taxis: int = 100, cells: int = 3, episodes: int = 480, per_update: int = 40, judged: int = 20, seed: int = 0) -> None:
     """Train, and compare with staying put and with the policy before training.
 
     One reward for all says little of what one taxi did, so updates are rare and large. Keep many taxis per cell: an empty cell
@@ -87,7 +87,9 @@ def main(taxis: int = 100, cells: int = 3, episodes: int = 480, seed: int = 0) -
     Args:
         taxis: Taxis in the fleet.
         cells: Cells per axis.
-        episodes: Episodes of training; 40 make an update.
+        episodes: Episodes of training, a multiple of those of an update.
+        per_update: Episodes that make an update, a multiple of four.
+        judged: Episodes that a policy is judged by.
         seed: Seed of everything random.
     """
     # The reward of the fleet that a move leads to: it answers within the step.
@@ -96,8 +98,8 @@ def main(taxis: int = 100, cells: int = 3, episodes: int = 480, seed: int = 0) -
     model = PPO(
         "MultiInputPolicy",
         env,
-        n_steps=40 * horizon,
-        batch_size=10 * horizon * taxis,
+        n_steps=per_update * horizon,
+        batch_size=per_update // 4 * horizon * taxis,
         n_epochs=8,
         gamma=0.5,
         learning_rate=1e-3,
@@ -106,18 +108,18 @@ def main(taxis: int = 100, cells: int = 3, episodes: int = 480, seed: int = 0) -
         device="cpu",
     )
     results = {
-        "staying put": judge(env, lambda seen: np.zeros((taxis, 2), np.float32), seed + 1),
-        "the shared policy, untrained": judge(env, lambda seen: model.predict(seen)[0], seed + 1),
+        "staying put": judge(env, lambda seen: np.zeros((taxis, 2), np.float32), seed + 1, judged),
+        "the shared policy, untrained": judge(env, lambda seen: model.predict(seen)[0], seed + 1, judged),
     }
     start = time.perf_counter()
     model.learn(episodes * horizon * taxis)
-    print(f"{episodes} episodes of {taxis} taxis in {time.perf_counter() - start:.0f} s; mean return of 20 others:")
-    results["the shared policy, trained"] = judge(env, lambda seen: model.predict(seen)[0], seed + 1)
+    print(f"{episodes} episodes of {taxis} taxis in {time.perf_counter() - start:.0f} s; mean return of {judged} others:")
+    results["the shared policy, trained"] = judge(env, lambda seen: model.predict(seen)[0], seed + 1, judged)
     for name, result in results.items():
         print(f"  {name:30} {result:8.2f}")
 
 
-def judge(env: SharedPolicyEnv, act: Callable[[dict[str, np.ndarray]], np.ndarray], seed: int, episodes: int = 20) -> float:
+def judge(env: SharedPolicyEnv, act: Callable[[dict[str, np.ndarray]], np.ndarray], seed: int, episodes: int) -> float:
     """Mean return of a policy, by its observations of all taxis."""
     env.first_seed, env.returns = seed, []
     seen = env.reset()

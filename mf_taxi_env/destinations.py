@@ -60,9 +60,16 @@ class Destinations:
         bucket = (wanted * self._buckets).long()
         found = self._guide.index_select(0, bucket)
         found += self._line.index_select(0, found) <= wanted
-        behind = (self._line.index_select(0, found) <= wanted).nonzero().squeeze(-1)
+        behind = where(self._line.index_select(0, found) <= wanted)
         beyond = torch.searchsorted(self._line, wanted.index_select(0, behind), out_int32=True, right=True)
         found.index_copy_(0, behind, beyond)
         if self._columns is None:
             return torch.sub(found, cells, alpha=self._size)
         return self._columns.index_select(0, found).long()
+
+
+def where(mask: Tensor) -> Tensor:
+    """The places of the ones of a mask ``[n]``, ascending; on a CPU by NumPy, in a fraction of torch's time."""
+    if mask.device.type != "cpu":
+        return mask.nonzero().squeeze(-1)
+    return torch.from_numpy(mask.numpy().nonzero()[0])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from mf_taxi_env.destinations import Destinations
+from mf_taxi_env.checks import whole_number
+from mf_taxi_env.destinations import Destinations, where
 from mf_taxi_env.fleet_policy import FleetPolicy, KnowsItsField, by_position, checked
 from mf_taxi_env.information import MASS_FLOOR
 from mf_taxi_env.mdp import ParticleMDP
@@ -68,12 +69,10 @@ class FleetSimulator:
         device: torch.device | str | None = None,
         resolution: Resolution = "cell",
     ) -> None:
-        if not isinstance(n_taxis, int) or n_taxis < 1:
-            raise ValueError(f"n_taxis must be an integer >= 1, got {n_taxis!r}")
         if resolution not in get_args(Resolution):
             raise ValueError(f"resolution must be one of {get_args(Resolution)}, got {resolution!r}")
         self.mdp = mdp
-        self.n_taxis = n_taxis
+        self.n_taxis = whole_number("n_taxis", n_taxis, least=1)
         self.resolution: Resolution = resolution
         self.device = mdp.device if device is None else torch.device(device)
         if self.device != mdp.device:
@@ -81,6 +80,8 @@ class FleetSimulator:
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._sides = box_km(mdp.scenario.box) if isinstance(mdp, TaxiMDP) else (math.nan, math.nan)
         self._corners = mdp.centers - 0.5 / mdp.grid.cells
+        block = BLOCK.get(self.device.type, BLOCK["cuda"])
+        self._blocks = [slice(first, first + block) for first in range(0, self.n_taxis, block)]
         self._begin()
 
     def reset(self) -> Tensor:
@@ -96,13 +97,13 @@ class FleetSimulator:
         self.t = 0
         cells = torch.multinomial(self.mdp.initial(), self.n_taxis, replacement=True, generator=self._generator)
         points = torch.empty((self.n_taxis, self.mdp.grid.dimension), dtype=self.mdp.dtype, device=self.device)
-        for block in self._blocks():
+        for block in self._blocks:
             points[block] = self._somewhere_in(cells[block])
         self.positions = points
         self._served = self._begun = False
         self._occupied = torch.zeros(self.n_taxis, dtype=torch.bool, device=self.device)
         self._carried = self._odometer()
-        self._carried.add(points[:0])
+        self._carried.add(points[:0], points[:0])
         self._odometers = (self._carried,) * 3
 
     @property
@@ -115,7 +116,7 @@ class FleetSimulator:
     def positions(self, points: Tensor) -> None:
         self._positions = points
         self._cells = torch.empty(len(points), dtype=torch.int64, device=points.device)
-        for block in self._blocks():
+        for block in self._blocks:
             self._cells[block] = self.mdp.grid.index(points[block])
         self._distribution: Tensor | None = None
 
@@ -163,19 +164,19 @@ class FleetSimulator:
         self._positions = self._positions.clone(memory_format=torch.contiguous_format)
         self._distribution, self._carried = None, self._odometer()
         # Draws of one kind come after those of another, not block after block, whose size must not change what is drawn.
-        blocks = [self._cells[block] for block in self._blocks()]
+        blocks = [self._cells[block] for block in self._blocks]
         riders = []
-        for block, cells in zip(self._blocks(), blocks, strict=True):
+        for block, cells in zip(self._blocks, blocks, strict=True):
             taken = torch.lt(self._uniform(len(cells)), chance.index_select(0, cells), out=self._occupied[block])
-            riders.append(taken.nonzero().squeeze(-1))
+            riders.append(where(taken))
         table = _destinations(city, self.t)
         goals = [
             table.draw(cells.index_select(0, taken), self._uniform(len(taken), dtype=torch.float64))
             for cells, taken in zip(blocks, riders, strict=True)
         ]
-        for block, cells, taken, goal in zip(self._blocks(), blocks, riders, goals, strict=True):
+        for block, cells, taken, goal in zip(self._blocks, blocks, riders, goals, strict=True):
             positions, there = self._positions[block], self._somewhere_in(goal)
-            self._carried.add(there - _rows(positions, taken))
+            self._carried.add(_rows(positions, taken), there)
             _packed(positions).index_copy_(0, taken, _packed(there))
             cells.index_copy_(0, taken, city.grid.index(there))
 
@@ -204,13 +205,13 @@ class FleetSimulator:
         """Move all taxis by the actions of ``act(block of taxis, where they depart)``."""
         landed, cells = torch.empty_like(self._positions), torch.empty_like(self._cells)
         moved, driven = self._odometer(), self._odometer()
-        for block in self._blocks():
+        for block in self._blocks:
             start = self._departures(block)
             goals = self.mdp.motion(start, mu, act(block, start).to(start.dtype))
             landed[block] = there = self.mdp.noise.sample(goals, self._generator)
             cells[block] = self.mdp.grid.index(there)
-            moved.add(goals - start)
-            driven.add(there - start)
+            moved.add(start, goals)
+            driven.add(start, there)
         self._positions, self._cells, self._distribution = landed, cells, None
         self._odometers = (moved, driven, self._carried)
         self._served = False
@@ -264,14 +265,7 @@ class FleetSimulator:
         return corner.add_(self._uniform(*corner.shape).div_(self.mdp.grid.cells))
 
     def _odometer(self) -> Odometer:
-        return Odometer(self._sides, keeps=self.n_taxis <= self._block)
-
-    def _blocks(self) -> Iterator[slice]:
-        return (slice(first, first + self._block) for first in range(0, self.n_taxis, self._block))
-
-    @property
-    def _block(self) -> int:
-        return BLOCK.get(self.device.type, BLOCK["cuda"])
+        return Odometer(self._sides, keeps=len(self._blocks) == 1)
 
     def _uniform(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.rand(shape, generator=self._generator, dtype=dtype or self.mdp.dtype, device=self.device)

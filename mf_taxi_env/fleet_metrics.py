@@ -12,13 +12,31 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mf_taxi_env.checks import whole_number
+from mf_taxi_env.finite_samples import corrected_margins, entropy_bias, fleet_size_for
 from mf_taxi_env.fleet import FleetRollout
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.information import MASS_FLOOR, entropy_fraction
 from mf_taxi_env.mdp import Field, Trajectory
-from mf_taxi_env.safety import EntropyFloor
 from mf_taxi_env.scenarios.city import box_km
 from mf_taxi_env.taxi import TaxiMDP
+
+__all__ = [
+    "METRICS",
+    "STEP_MINUTES",
+    "Estimate",
+    "Metric",
+    "MetricSettings",
+    "Steps",
+    "corrected_margins",
+    "entropy_bias",
+    "episode_metrics",
+    "estimate",
+    "fleet_metrics",
+    "fleet_size_for",
+    "gini",
+    "mean_field_metrics",
+    "over_runs",
+]
 
 #: Length of a step, as in the paper.
 STEP_MINUTES = 15.0
@@ -138,7 +156,8 @@ def _of_distributions(mu: Tensor, city: TaxiMDP, settings: MetricSettings, taxis
         "margin": _worst(margins),
         "violations": _broken(margins),
         "corrected_margin": _worst(corrected),
-        "corrected_violations": _broken(corrected),
+        # A correction that is not known leaves open whether the margin is kept.
+        "corrected_violations": torch.where(corrected.isnan().any(-1), math.nan, _broken(corrected)),
     }
     if settings.residents is not None:
         steps["residents_in_reach"] = _in_reach(covered, city, settings)
@@ -151,7 +170,7 @@ def episode_metrics(steps: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 class Estimate(NamedTuple):
-    """A mean over runs and its confidence interval; the interval is NaN for a single run."""
+    """A number of runs and its confidence interval; the interval is NaN where there is none, as for a single run."""
 
     mean: float
     low: float
@@ -177,10 +196,16 @@ def over_runs(episodes: Sequence[Mapping[str, float]], confidence: float = 0.95)
         raise ValueError("episodes must hold at least one run, got none")
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence!r}")
-    return {name: _estimate([episode[name] for episode in episodes], confidence) for name in episodes[0]}
+    return {name: estimate([episode[name] for episode in episodes], confidence) for name in episodes[0]}
 
 
-def _estimate(values: Sequence[float], confidence: float) -> Estimate:
+def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """Mean and Student's confidence interval of a number of independent runs, as in :func:`over_runs`.
+
+    Args:
+        values: One per run, at least one; NaN or infinite ones leave no interval.
+        confidence: Probability that the interval covers the mean, in ``(0, 1)``, were the values normal.
+    """
     from scipy.stats import t as student  # a second to import, which importing the package should not take
 
     runs, mean = len(values), math.fsum(values) / len(values)
@@ -189,43 +214,6 @@ def _estimate(values: Sequence[float], confidence: float) -> Estimate:
     error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (runs - 1) / runs)
     half = float(student.ppf(0.5 + confidence / 2, runs - 1)) * error if error else 0.0
     return Estimate(mean, mean - half, mean + half, runs)
-
-
-def entropy_bias(cells: int, taxis: float) -> float:
-    """By how much, in nats, the entropy of ``taxis`` samples falls short of that of what they are drawn from, on average.
-
-    ``(K - 1) / (2 m)`` for ``K`` cells, all of which have mass (Miller 1955); good for fleets that are large against ``K``.
-
-    Example:
-        >>> entropy_bias(625, 10_000)
-        0.0312
-    """
-    return (cells - 1) / (2.0 * taxis)
-
-
-def fleet_size_for(margin: float, cells: int) -> float:
-    """The fleet size from which a mean-field entropy margin in nats outweighs :func:`entropy_bias`; infinite at 0 and below.
-
-    It says when the fleet keeps the floor on average; single episodes scatter around that.
-
-    Example:
-        >>> fleet_size_for(0.1, 625)
-        3120
-    """
-    return math.ceil(round((cells - 1) / (2.0 * margin), 6)) if margin > 0 else math.inf
-
-
-def corrected_margins(margins: Tensor, city: TaxiMDP, taxis: float) -> Tensor:
-    """Margins ``[..., n_constraints]`` of a finite fleet, those of entropy floors without their :func:`entropy_bias`.
-
-    The result estimates the margin of the distribution that the taxis are drawn from. No entropy exceeds ``log K``, so the
-    correction stops there. Margins of other constraints are left as they are.
-    """
-    size = city.grid.size
-    floors = [one.fraction if isinstance(one, EntropyFloor) else None for one in city.constraints]
-    bias = margins.new_tensor([0.0 if floor is None else entropy_bias(size, taxis) for floor in floors])
-    most = margins.new_tensor([math.inf if floor is None else (1.0 - floor) * math.log(size) for floor in floors])
-    return torch.maximum(torch.minimum(margins + bias, most), margins)
 
 
 def gini(mu: Tensor, grid: Grid, districts: int) -> Tensor:

@@ -63,11 +63,9 @@ class Grid:
         Returns:
             Integer cell indices ``[...]`` in ``[0, K)``.
         """
-        # Clamping after the floor puts a position of exactly 1.0 into the last cell.
-        axes = (positions * self.cells).long().clamp_(0, self.cells - 1)
-        if self.dimension == 1:
-            return axes[..., 0]
-        return torch.add(axes[..., 1], axes[..., 0], alpha=self.cells)
+        # Clamping after the floor puts a position of exactly 1.0 into the last cell. In 32 bits, which takes half the time.
+        axes = (positions * self.cells).int().clamp_(0, self.cells - 1).unbind(-1)
+        return (axes[0] if self.dimension == 1 else torch.add(axes[1], axes[0], alpha=self.cells)).long()
 
     def histogram(self, positions: Tensor) -> Tensor:
         """The empirical distribution of particles, ``[K]``, summing to one.

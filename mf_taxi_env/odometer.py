@@ -29,26 +29,29 @@ class Odometer:
     def __init__(self, sides: tuple[float, float], *, keeps: bool) -> None:
         self._width, self._height = sides
         self._keeps = keeps
-        self._ways: list[Tensor] = []
+        self._ways: list[tuple[Tensor, Tensor]] = []
+        self._measured: list[Tensor] = []
 
-    def add(self, ways: Tensor) -> None:
-        """Ways ``[n, d]`` in sides of the city, which the caller leaves as they are from now on."""
-        if self._keeps or not self._ways:
-            self._ways.append(ways if self._keeps else self._length(ways))
+    def add(self, start: Tensor, end: Tensor) -> None:
+        """Ways between places ``[n, d]`` of the unit square, which the caller leaves as they are from now on."""
+        if self._keeps:
+            self._ways.append((start, end))
+        elif not self._measured:
+            self._measured.append(self._length(start, end))
         else:
             # In place: small tensors that every block left behind would keep the memory between them from being used again.
-            self._ways[0] += self._length(ways)
+            self._measured[0] += self._length(start, end)
 
     def total(self) -> Tensor:
         """Kilometres of all ways, float64 ``[]``."""
-        lengths = [self._length(ways) for ways in self._ways] if self._keeps else self._ways
+        lengths = [self._length(*way) for way in self._ways] if self._keeps else self._measured
         return torch.stack(lengths).sum() * self._width
 
-    def _length(self, ways: Tensor) -> Tensor:
+    def _length(self, start: Tensor, end: Tensor) -> Tensor:
         """Sum of the lengths of ways, in widths of the city; in float64, for fleets are large."""
         if math.isnan(self._width):
-            return ways.new_zeros((), dtype=torch.float64)
-        x, y = ways.unbind(-1)
+            return start.new_zeros((), dtype=torch.float64)
+        x, y = (end - start).unbind(-1)
         # No way is longer than the city is: plain squares do what torch.hypot takes twice as long for, lest they overflow.
         squares = torch.addcmul(x.square(), y, y, value=(self._height / self._width) ** 2)
         return squares.sqrt_().sum(dtype=torch.float64)

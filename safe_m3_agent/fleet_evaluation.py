@@ -8,16 +8,17 @@ import time
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from mf_taxi_env import EntropyFloor, FleetRollout, FleetSimulator, TaxiMDP, Trajectory
 from mf_taxi_env.checks import whole_number
 from mf_taxi_env.fleet import Resolution
-from mf_taxi_env.information import entropy_fraction, kl_divergence
+from mf_taxi_env.fleet_metrics import episode_metrics, fleet_metrics, fleet_size_for
+from mf_taxi_env.safety import scatter
 from safe_m3_agent.fleet_table import FleetEpisode, FleetKey, FleetTable
+from safe_m3_agent.hallucination import FLEET_DEVIATIONS
 from safe_m3_agent.jobs import RETRIES, Job, JobsError, Outcome, run_jobs
 from safe_m3_agent.policy import Policy
 
@@ -45,39 +46,36 @@ def fingerprint(policy: Policy) -> str:
     return digest.hexdigest()[:12]
 
 
-def entropy_bias(cells: int, taxis: int) -> float:
-    """How far, in nats, the entropy of ``m`` samples falls short of that of their distribution: about ``(K - 1) / (2 m)``.
+def sufficient_taxis(subject: Subject) -> float:
+    """The smallest fleet that keeps entropy floors as it is, uncorrected, but for scatter beyond ``FLEET_DEVIATIONS``.
 
-    The first term of an expansion for many samples per cell (Miller 1955). With fewer taxis than cells it says nothing: it
-    would exceed what the entropy can be off by, and call every fleet safe.
-
-    Args:
-        cells: Number of cells ``K``.
-        taxis: Fleet size ``m``.
-
-    Returns:
-        The shortfall; NaN for ``m < K``.
-    """
-    return (cells - 1) / (2 * taxis) if taxis >= cells else math.nan
-
-
-def taxis_for_certificate(cells: int, margin: float) -> int | None:
-    """The smallest fleet whose :func:`entropy_bias` is at most a policy's margin in the mean field.
+    The smallest ``m``, at least ``K``, with ``(K - 1) / (2 m) + 3.5 sqrt(V(mu_t) / m)`` at most the margin of the mean field's
+    ``mu_t`` at every step (:func:`~mf_taxi_env.fleet_metrics.fleet_size_for`, :func:`~mf_taxi_env.safety.scatter`): to first
+    order, for taxis that are drawn from ``mu_t`` independently, and for entropy floors alone.
 
     Args:
-        cells: Number of cells ``K``.
-        margin: Smallest margin of entropy floors in the mean field, in nats.
+        subject: The policy and its episode in the mean field.
 
     Returns:
-        The fleet size, at least ``K``; None where there is no margin.
+        The fleet size; infinite where a margin is not positive, NaN in a world without an entropy floor.
     """
-    return max(cells, math.ceil((cells - 1) / (2 * margin))) if margin > 0 else None
+    world, after = subject.world, subject.executed.mu[1:]
+    of = _floors(world)
+    if not of:
+        return math.nan
+    spread = FLEET_DEVIATIONS * scatter([world.constraints[i] for i in of], after)
+    cases = zip(subject.executed.margins[:, of].flatten().tolist(), spread.flatten().tolist(), strict=True)
+    return max(fleet_size_for(margin, world.grid.size, deviation) for margin, deviation in cases)
 
 
 def entropy_margin(subject: Subject) -> float:
     """The smallest margin of entropy floors in the mean field, in nats; NaN in a world without."""
-    floors = [isinstance(constraint, EntropyFloor) for constraint in subject.world.constraints]
-    return float(subject.executed.margins[:, floors].min()) if any(floors) else math.nan
+    of = _floors(subject.world)
+    return float(subject.executed.margins[:, of].min()) if of else math.nan
+
+
+def _floors(world: TaxiMDP) -> list[int]:
+    return [i for i, constraint in enumerate(world.constraints) if isinstance(constraint, EntropyFloor)]
 
 
 @torch.no_grad()
@@ -99,44 +97,21 @@ def measure(subjects: dict[str, Subject], name: str, taxis: int, seed: int, reso
 
 
 def _measured(key: FleetKey, world: TaxiMDP, rollout: FleetRollout, executed: Trajectory, seconds: float) -> FleetEpisode:
-    fleets, taxis = rollout.distributions[1:], key.taxis
-    kl = kl_divergence(torch.stack([world.demand(t) for t in range(world.horizon)]), fleets)
-    margins = world.margins(fleets)
-    floors = torch.tensor([isinstance(constraint, EntropyFloor) for constraint in world.constraints], dtype=torch.bool)
-    corrected = margins.clone()
-    corrected[:, floors] += entropy_bias(world.grid.size, taxis)
-    known = not bool(corrected.isnan().any())
+    steps = fleet_metrics(rollout, world)
+    summed: dict[str, Any] = {**episode_metrics(steps)}
     # A world's reward is of distributions alone: what a city pays for does not depend on the moves.
     still = world.centers.new_zeros(world.grid.size, world.action_dim)
-    rewards = [
-        float(world.reward(rollout.distributions[t], still, rollout.distributions[t + 1], t)) for t in range(world.horizon)
-    ]
+    mu = rollout.distributions
+    rewards = [float(world.reward(mu[t], still, mu[t + 1], t)) for t in range(world.horizon)]
     return FleetEpisode(
         *key,
         reward=sum(rewards),
-        kl=float(kl.mean()),
-        entropy=float(entropy_fraction(fleets).min()),
-        min_margin=min(_worst(margins)),
-        corrected_margin=min(_worst(corrected)) if known else math.nan,
-        violations=_violations(margins),
-        corrected_violations=float(_violations(corrected)) if known else math.nan,
-        occupied=float(rollout.occupied.mean()),
-        travelled_km=float(rollout.travelled_km.mean()),
-        gap=float(0.5 * (fleets - executed.mu[1:]).abs().sum(-1).mean()),
+        gap=float(0.5 * (mu[1:] - executed.mu[1:]).abs().sum(-1).mean()),
         seconds=seconds,
-        step_kl=tuple(kl.tolist()),
-        step_margin=tuple(_worst(margins)),
+        step_kl=tuple(steps["kl"].tolist()),
+        step_margin=tuple(steps["margin"].tolist()),
+        **summed,
     )
-
-
-def _worst(margins: Tensor) -> list[float]:
-    """The smallest margin of every step, from ``[T, n_constraints]``."""
-    worst: list[float] = torch.cat([margins, margins.new_full((len(margins), 1), math.inf)], -1).amin(-1).tolist()
-    return worst
-
-
-def _violations(margins: Tensor) -> int:
-    return int((~(margins >= 0)).any(-1).sum())  # a margin that is no number is not kept
 
 
 def evaluate_fleets(

@@ -28,21 +28,30 @@ class FleetKey(typing.NamedTuple):
 class FleetEpisode:
     """One episode of a policy with a finite fleet of ``m`` taxis.
 
+    From ``served_demand`` to ``corrected_violations`` it has what :data:`mf_taxi_env.fleet_metrics.METRICS` names, as
+    :func:`~mf_taxi_env.fleet_metrics.episode_metrics` sums it up.
+
     Attributes:
         policy: Fingerprint of the policy: training goes on in the same folder, and its episodes are not to be mixed.
         resolution: Where a taxi acts and departs from, see :class:`~mf_taxi_env.FleetSimulator`.
         taxis: Fleet size ``m``.
         seed: Seed of the fleet.
         reward: Return, the sum of the world's rewards of the empirical distributions.
-        kl: KL of the fleet to the demand in nats, mean over steps.
+        served_demand: Share of requests met, mean over steps.
+        occupancy: Share of the taxis that carry a passenger, mean over steps.
+        waiting_minutes: Waiting of a request, a proxy, mean over steps.
+        repositioning_km: Moves that the policy asks for, kilometres per taxi and episode.
+        empty_km: Driven without a passenger, kilometres per taxi and episode.
+        carried_km: Driven with one.
+        coverage: Share of cells with taxis, mean over steps.
+        gini: Gini coefficient over districts, mean over steps.
         entropy: Entropy at its worst step, a share of ``log K``.
-        min_margin: Smallest margin over steps and constraints; infinite where there are none.
-        corrected_margin: The same, with the margins of entropy floors raised by :func:`entropy_bias`; NaN where it is not
-            known, and the same as ``min_margin`` where there is no entropy floor.
+        kl: KL of the fleet to the demand in nats, mean over steps.
+        margin: Smallest margin over steps and constraints; infinite where there are none.
         violations: Steps at which a constraint was violated.
+        corrected_margin: The smallest of the margins corrected for finite samples; NaN where that is not known, and the same
+            as ``margin`` where there is no entropy floor.
         corrected_violations: Steps at which one was violated by the corrected margins; NaN where these are.
-        occupied: Share of the taxis that carry a passenger, mean over steps.
-        travelled_km: Repositioning, kilometres as the crow flies per taxi and step.
         gap: Total variation to the mean field, mean over steps.
         seconds: Duration of the simulation.
         step_kl: KL to the demand in nats at every step.
@@ -54,14 +63,20 @@ class FleetEpisode:
     taxis: int
     seed: int
     reward: float
-    kl: float
+    served_demand: float
+    occupancy: float
+    waiting_minutes: float
+    repositioning_km: float
+    empty_km: float
+    carried_km: float
+    coverage: float
+    gini: float
     entropy: float
-    min_margin: float
+    kl: float
+    margin: float
+    violations: float
     corrected_margin: float
-    violations: int
     corrected_violations: float
-    occupied: float
-    travelled_km: float
     gap: float
     seconds: float = field(compare=False)
     step_kl: tuple[float, ...]
@@ -132,14 +147,23 @@ class FleetTable:
         text = self.path.read_bytes().decode(errors="replace")
         lines = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
         if not lines or lines[0] != self.columns:
-            raise ValueError(
-                f"{self.path} is no table of fleets of {self.horizon} steps as this version writes it: move it elsewhere"
-            )
+            raise ValueError(f"{self.path} {self._other(lines[0] if lines else [])}")
         for number, line in enumerate(lines[1:], start=2):
             try:
                 yield self._parsed(line)
             except ValueError as error:
                 raise ValueError(f"{self.path}, line {number} is not readable: {error}") from error
+
+    def _other(self, columns: Sequence[str]) -> str:
+        """What a table with other columns than this one's is."""
+        if tuple(columns[: len(FleetKey._fields)]) != FleetKey._fields:
+            return "is no table of fleets: move it elsewhere"
+        missing = [name for name in self.columns if name not in columns]
+        return (
+            f"is a table of fleets that an earlier version wrote, or for another horizon than {self.horizon} steps: "
+            f"{len(missing)} columns are not there ({', '.join(missing[:8])}). Move it elsewhere; the same command then makes "
+            "the same episodes again"
+        )
 
     def _parsed(self, line: Sequence[str]) -> FleetEpisode:
         if len(line) != len(self.columns):

@@ -83,11 +83,11 @@ class FleetParallelEnv(ParallelEnv[str, Observation, Array]):  # type: ignore[mi
 
     def __init__(self, mdp: TaxiMDP, n_taxis: int, *, resolution: Resolution = "cell") -> None:
         self.mdp = mdp
-        self.n_taxis = n_taxis
         self.resolution: Resolution = resolution
         self._fleet = FleetSimulator(mdp, n_taxis, resolution=resolution)  # refuses bad arguments; reset brings another
+        self.n_taxis = self._fleet.n_taxis
         self._seeded = False
-        self.possible_agents = [f"taxi_{i}" for i in range(n_taxis)]
+        self.possible_agents = [f"taxi_{i}" for i in range(self.n_taxis)]
         self.agents: list[str] = []
         size = mdp.grid.size
         self._observation_space = gym.spaces.Dict(

@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentForm
 from numpy.typing import NDArray
 
 from mf_taxi_env import TaxiMDP
+from mf_taxi_env.fleet_metrics import Estimate
 from mf_taxi_env.information import kl_divergence
 from mf_taxi_env.render import new_figure
 from safe_m3_agent.figures.curves import certified_return, safety_shown
@@ -30,8 +31,8 @@ from safe_m3_agent.figures.style import (
     logarithmic,
     unsafe_below,
 )
-from safe_m3_agent.fleet_evaluation import Subject, entropy_margin, taxis_for_certificate
-from safe_m3_agent.fleet_summary import Estimate, summarized
+from safe_m3_agent.fleet_evaluation import Subject, sufficient_taxis
+from safe_m3_agent.fleet_summary import summarized
 from safe_m3_agent.fleet_table import FleetEpisode
 
 #: Most fleet sizes of figure 7.
@@ -60,7 +61,7 @@ def fleet_sizes(curves: Sequence[FleetCurve], title: str) -> Drawing:
     rows: list[list[object]] = []
     for curve, line in zip(curves, LINES, strict=False):
         limit = float(np.mean([-float(subject.executed.returns) / world.horizon for subject, _ in curve.policies]))
-        fewest = _fewest(curve)
+        enough = max(sufficient_taxis(subject) for subject, _ in curve.policies)
         mine = [_at_size(curve, taxis) for taxis in _common_sizes(curve)]
         sizes = [size.taxis for size in mine]
         style: dict[str, Any] = {
@@ -70,7 +71,7 @@ def fleet_sizes(curves: Sequence[FleetCurve], title: str) -> Drawing:
             "markersize": 6,
             "linewidth": 2,
         }
-        told = "" if fewest is None else f": mean shortfall within its margin from {fewest:,} taxis on"
+        told = f": {enough:,.0f} taxis are enough" if math.isfinite(enough) else ""
         panels[0].plot(sizes, [size.kl.mean for size in mine], **style, label=curve.label + told)
         _band(panels[0], sizes, [size.kl for size in mine], line.color)
         panels[0].axhline(limit, color=line.color, linewidth=1.2, alpha=0.8)
@@ -81,10 +82,20 @@ def fleet_sizes(curves: Sequence[FleetCurve], title: str) -> Drawing:
                 panels[1], [size.taxis for size in known], [size.corrected for size in known], color=line.color, linestyle="",
                 marker=line.marker, markersize=11, fillstyle="none",
             )  # fmt: skip
-            if fewest is not None:
-                panels[1].axvline(fewest, color=line.color, linestyle=line.style, linewidth=1.2, alpha=0.8)
+            if math.isfinite(enough):
+                panels[1].axvline(enough, color=line.color, linestyle=line.style, linewidth=1.2, alpha=0.8)
         rows += [
-            [curve.label, len(curve.policies), size.taxis, size.runs, *size.kl, limit, *size.kept, *size.corrected, fewest]
+            [
+                curve.label,
+                len(curve.policies),
+                size.taxis,
+                size.runs,
+                *size.kl[:3],
+                limit,
+                *size.kept[:3],
+                *size.corrected[:3],
+                enough,
+            ]
             for size in mine
         ]
     _objective_axis(panels[0], world)
@@ -115,7 +126,7 @@ def fleet_sizes(curves: Sequence[FleetCurve], title: str) -> Drawing:
         "kept_low",
         "kept_high",
     ]
-    columns += ["kept_corrected", "kept_corrected_low", "kept_corrected_high", "certificate_from_taxis"]
+    columns += ["kept_corrected", "kept_corrected_low", "kept_corrected_high", "enough_taxis"]
     return Drawing(figure, {"": Table(columns, rows)})
 
 
@@ -134,14 +145,16 @@ def _at_size(curve: FleetCurve, taxis: int) -> _AtSize:
         (size,) = summarized([one for one in episodes if one.taxis == taxis])
         low, high = -size.reward.high / horizon, -size.reward.low / horizon
         found.append(
-            _AtSize(taxis, size.runs, Estimate(-size.reward.mean / horizon, low, high), size.kept, size.kept_corrected)
+            _AtSize(
+                taxis, size.runs, Estimate(-size.reward.mean / horizon, low, high, size.runs), size.kept, size.kept_corrected
+            )
         )
     if len(found) == 1:
         return found[0]
 
     def over(name: str) -> Estimate:
         values = summary(np.array([getattr(one, name).mean for one in found]))
-        return Estimate(float(values.mean), float(values.low), float(values.high))
+        return Estimate(float(values.mean), float(values.low), float(values.high), len(found))
 
     return _AtSize(taxis, sum(one.runs for one in found), over("kl"), over("kept"), over("corrected"))
 
@@ -149,14 +162,6 @@ def _at_size(curve: FleetCurve, taxis: int) -> _AtSize:
 def _common_sizes(curve: FleetCurve) -> list[int]:
     """Fleet sizes at which all policies of a curve were evaluated, ascending."""
     return sorted(set.intersection(*({one.taxis for one in episodes} for _, episodes in curve.policies)))
-
-
-def _fewest(curve: FleetCurve) -> int | None:
-    """From which size on the certificates of all policies of a curve carry over."""
-    world = curve.policies[0][0].world
-    margins = [entropy_margin(subject) for subject, _ in curve.policies]
-    # No number, in a world without an entropy floor, is no margin either.
-    return taxis_for_certificate(world.grid.size, min(margins)) if not any(map(math.isnan, margins)) else None
 
 
 def _band(axes: Axes, sizes: Sequence[int], values: Sequence[Estimate], color: str) -> None:
@@ -207,7 +212,8 @@ def _described(curves: Sequence[FleetCurve], *, constrained: bool) -> str:
     kept = (
         " Below: full marks as the fleets are, open ones with margins of entropy floors raised by "
         "(K\u00a0-\u00a01)\u00a0/\u00a0(2\u00a0m), known from "
-        "K taxis on; right of the vertical line the mean of that shortfall is within the policy's margin."
+        "K taxis on; right of the vertical line that shortfall and 3.5 standard deviations of single fleets are within the "
+        "policy's margin at every step, to first order."
     )
     limits = "Horizontal lines: the policy in the mean field. Cells without a taxi count with a mass of 1e-30."
     return f"{line}. {limits}{kept * constrained}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,9 @@ def test_fleets_are_the_same_for_every_policy(judge: Judge) -> None:
     many, _ = judge_fleets(Stay(judge.world), judge.world, 20_000, 2)
     assert few["violated"] == 1.0 > few["corrected"] and many["violated"] == many["corrected"] == 0.0
     assert 0 < many["served_demand"] <= 1
+
+
+def test_a_correction_that_is_not_known_calls_no_fleet_safe(judge: Judge) -> None:
+    """Ten taxis on 25 cells: all violate as they are, and after a correction nobody can say."""
+    few, _ = judge_fleets(Stay(judge.world), judge.world, 10, 2)
+    assert few["violated"] == 1.0 and math.isnan(few["corrected"]) and math.isnan(few["corrected_margin"])

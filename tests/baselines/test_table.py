@@ -25,6 +25,7 @@ from baselines.plans import Benchmark
 from baselines.run_folder import Result, Settings, write_result, write_start
 from baselines.standings import aggregate, standings
 from baselines.statistics import estimate, performance_profile
+from baselines.table import markdown
 from safe_m3_agent.figures.seeds import summary
 
 Make = Callable[..., Path]
@@ -334,6 +335,15 @@ def test_every_start_is_told(make: Make, tmp_path: Path) -> None:
     text = page_text(sections, {one.name: standings(one) for one in sections}, aggregate(sections), {}, "there")
     assert "- Commit: abc (2 of 2 runs)\n- Commit: def (1 of 2 runs)" in text
     assert "a CPU, 2 cores" in text and "another CPU, 2 cores" in text and "after a kill: 1 of 2 runs" in text
+
+
+def test_a_correction_that_is_not_known_has_no_count(make: Make, tmp_path: Path) -> None:
+    """A share that is no number, of fleets with fewer taxis than cells, is neither none nor all of them."""
+    make("a", 0, [row(120, 0.5)], fleet=FLEET)
+    make("a", 1, [row(120, 0.5)], fleet=FLEET | {"corrected": math.nan})
+    (one,) = standings(collect([tmp_path / "out"])[0])
+    assert one.fleets_violated == 6 and math.isnan(one.fleets_corrected)
+    assert [cell.strip() for cell in markdown([one]).splitlines()[-1].split("|")[-3:-1]] == ["6 of 20", "-"]
 
 
 def test_every_column_is_in_the_rows(make: Make, tmp_path: Path) -> None:

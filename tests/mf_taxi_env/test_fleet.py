@@ -466,8 +466,16 @@ def test_reset_starts_again(make_scenario: Make) -> None:
     assert total_variation(start, mdp.initial()) < 2 * expected_error(mdp.initial(), 1000)
 
 
+def test_sizes_may_be_numpys(make_scenario: Make) -> None:
+    """A size out of an array is as good as one of Python's: the same fleet."""
+    city = TaxiMDP(make_scenario(3))
+    fleet, same = (FleetSimulator(city, size, seed=0) for size in (np.int64(10), 10))
+    assert type(fleet.n_taxis) is int and torch.equal(fleet.positions, same.positions)
+
+
 @pytest.mark.parametrize(
-    ("argument", "value"), [("n_taxis", 0), ("n_taxis", -5), ("n_taxis", 10.0), ("resolution", "fine"), ("device", "meta")]
+    ("argument", "value"),
+    [("n_taxis", 0), ("n_taxis", -5), ("n_taxis", 10.0), ("n_taxis", True), ("resolution", "fine"), ("device", "meta")],
 )
 def test_bad_arguments_raise(make_scenario: Make, argument: str, value: object) -> None:
     """The message names the argument and the value."""

@@ -64,8 +64,16 @@ def test_entropy_falls_short_by_the_known_bias(town: TaxiMDP) -> None:
     assert gap > 0.8 * entropy_bias(36, m) and abs(corrected) < 0.2 * gap
 
 
-def test_the_size_from_which_a_margin_carries_over() -> None:
-    """Where the bias has shrunk to the margin; no fleet is large enough for a margin of zero."""
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0])
+def test_the_smallest_fleet_that_a_margin_is_enough_for(spread: float) -> None:
+    """There bias and scatter are within the margin, and with one taxi less they are not; never fewer taxis than cells."""
+
+    def lacking(m: float) -> float:
+        return entropy_bias(625, m) + spread / math.sqrt(m)
+
+    for margin in (0.001, 0.0312, 0.2):
+        m = fleet_size_for(margin, 625, spread)
+        assert lacking(m) <= margin * (1 + 1e-9) and lacking(m - 1) > margin
+    assert fleet_size_for(100.0, 625, spread) == 625
+    assert fleet_size_for(0.0, 625, spread) == fleet_size_for(-0.1, 625, spread) == math.inf
     assert fleet_size_for(entropy_bias(625, 10_000), 625) == 10_000
-    assert fleet_size_for(0.0, 625) == math.inf
-    assert fleet_size_for(-0.1, 625) == math.inf

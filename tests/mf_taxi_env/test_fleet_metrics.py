@@ -102,14 +102,19 @@ def test_gini_counts_districts_by_area() -> None:
     assert float(gini(one, Grid(6), 3)) == pytest.approx(1 - 1 / 9)
 
 
-def test_only_entropy_floors_are_corrected_and_never_beyond_the_maximum() -> None:
-    """The margin of another constraint stays; entropy does not exceed log K, however small the fleet."""
+def test_only_entropy_floors_are_corrected_and_only_where_the_formula_holds() -> None:
+    """The margin of another constraint stays; with fewer taxis than cells nothing is known, and no fleet is called safe."""
     mdp = toy([EntropyFloor(0.5), RegionCapacity([0], 0.6)])
     margins = torch.tensor([[0.1, -0.2]])
     torch.testing.assert_close(corrected_margins(margins, mdp, 100), torch.tensor([[0.1 + 3 / 200, -0.2]]))
-    torch.testing.assert_close(corrected_margins(margins, mdp, 1), torch.tensor([[0.5 * math.log(4), -0.2]]))
+    torch.testing.assert_close(corrected_margins(margins, mdp, 4), torch.tensor([[0.1 + 3 / 8, -0.2]]))
+    torch.testing.assert_close(corrected_margins(margins, mdp, 3), torch.tensor([[math.nan, -0.2]]), equal_nan=True)
     torch.testing.assert_close(corrected_margins(margins, mdp, math.inf), margins)
-    assert entropy_bias(4, 100) == 3 / 200
+    assert entropy_bias(4, 100) == 3 / 200 and math.isnan(entropy_bias(4, 3))
+    few = fleet_metrics(rollout([[0.25] * 4, [0.5, 0.5, 0.0, 0.0]], taxis=3), toy([EntropyFloor(0.9)]))
+    assert float(few["violations"]) == 1 and few["corrected_margin"].isnan() and few["corrected_violations"].isnan()
+    elsewhere = fleet_metrics(rollout([[0.25] * 4, [0.5, 0.5, 0.0, 0.0]], taxis=3), toy([RegionCapacity([0], 0.6)]))
+    assert float(elsewhere["corrected_violations"]) == 0 and float(elsewhere["corrected_margin"]) == pytest.approx(0.1)
 
 
 def test_a_large_fleet_measures_what_the_mean_field_does() -> None:

@@ -24,7 +24,8 @@ def test_kilometres_are_lengths_on_the_map(keeps: bool) -> None:
     blocks = [ways(1000), ways(400), ways(1)]
     odometer = Odometer((41.1, 11.1), keeps=keeps)
     for block in blocks:
-        odometer.add(block)
+        start = torch.rand(len(block), 2, generator=torch.Generator().manual_seed(1)).double()
+        odometer.add(start, start + block)
     expected = np.hypot(*(torch.cat(blocks).double().numpy() * (41.1, 11.1)).T).sum()
     for _ in range(2):
         assert float(odometer.total()) == pytest.approx(expected, rel=1e-6)
@@ -35,7 +36,7 @@ def test_ways_of_large_fleets_are_not_kept() -> None:
     now, later = Odometer((1.0, 1.0), keeps=False), Odometer((1.0, 1.0), keeps=True)
     way = ways(10)
     for odometer in (now, later):
-        odometer.add(way)
+        odometer.add(torch.zeros(10, 2), way)
     way.zero_()
     assert float(now.total()) > 0 and float(later.total()) == 0
 
@@ -44,5 +45,5 @@ def test_ways_of_large_fleets_are_not_kept() -> None:
 def test_there_are_no_kilometres_without_a_map(keeps: bool) -> None:
     """Not a number, in one dimension as well."""
     odometer = Odometer((math.nan, math.nan), keeps=keeps)
-    odometer.add(torch.ones(4, 1))
+    odometer.add(torch.zeros(4, 1), torch.ones(4, 1))
     assert odometer.total().isnan()

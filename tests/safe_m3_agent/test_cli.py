@@ -132,7 +132,7 @@ def test_fleet_reports_and_draws(run: Path, capsys: pytest.CaptureFixture[str]) 
     main(["fleet", str(run), "--taxis", "500", "--runs", "2", "--resolution", "continuous", "--workers", "1"])
     shown = capsys.readouterr().out
     assert shown.startswith(f"{run}, resolution 'continuous'")
-    for name in ("taxis", "500", "mean field", "The certificate carries over", "table", "pictures"):
+    for name in ("taxis", "500", "mean field", "Enough for entropy floors", "table", "pictures"):
         assert any(line.strip().startswith(name) for line in shown.splitlines()), name
     assert (run / FIGURES_FOLDER / "fleet_500.png").read_bytes().startswith(PNG)
 
