@@ -79,7 +79,7 @@ def train(
         print(report(agent, out))
     except KeyboardInterrupt:
         done = saved_episodes(out)
-        print(f"\nsafe-m3: stopped; {out} holds {done} episodes, the same command with --resume goes on", file=sys.stderr)
+        print(f"\nsafe-m3: stopped; {out} holds {done} episode(s), the same command with --resume goes on", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)  # as a shell expects
 
 
