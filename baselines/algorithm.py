@@ -63,7 +63,9 @@ class Recorder(Protocol):
     def __call__(self, policy: Field, *, env_steps: int, episodes: int, violated: int) -> bool:
         """Measure a policy in the true world and add a row to the run's learning curve.
 
-        Where the curve has rows of as many steps or more, from before the run was killed, they are replaced.
+        Where the curve has rows of as many steps or more, from before the run was killed, the first record after the kill
+        replaces them. An algorithm that begins from scratch then should record at its start, with 0 steps: else rows, and the
+        time, of what was lost stay to its account.
 
         Args:
             policy: What the algorithm would do if it ended now, without exploration.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from baselines.algorithm import Budget
+from baselines.algorithm import Budget, algorithms
 from mf_taxi_env.checks import whole_number
 
 try:
@@ -89,6 +89,13 @@ def run(
         sys.exit(1)
 
 
+def list_algorithms() -> None:
+    """The built-in algorithms: names, what tables call them, and which are oracles, given the true motion."""
+    known = algorithms().values()
+    width = max(len(one.name) for one in known)
+    print(*(f"{one.name:<{width}}  {one.label}{' (oracle)' * one.oracle}" for one in known), sep="\n")
+
+
 def table(
     runs: tyro.conf.Positional[tuple[Path, ...]],
     out: Path,
@@ -154,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     app = tyro.extras.SubcommandApp()
     for command in (run, table):
         app.command(command)
+    app.command(name="list")(list_algorithms)
     try:
         app.cli(prog="python -m baselines", description="The benchmark: algorithms side by side.", args=arguments)
     except (ValueError, OSError, ImportError) as error:

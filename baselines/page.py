@@ -14,7 +14,9 @@ from baselines.table import markdown, unfinished
 
 INTRODUCTION = """\
 Every algorithm has the same budget: it learns until it has made that many steps of the true world or used up the time,
-whichever comes first; evaluation does not count. Its last policy is judged in the true mean field and with finite fleets.
+whichever comes first; evaluation does not count. What is under way then is carried to its end; runs that used more than 1.2
+times their steps or seconds that way are marked *over budget*. The last policy is judged in the true mean field and with
+finite fleets.
 
 - **score**: share of the possible, 0 = staying put, 1 = certified bound; interquartile mean over seeds with its 95 % bootstrap
   interval. A final policy that violates a constraint has no score and counts as 0, what the fleet earns if it is not used

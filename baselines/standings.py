@@ -14,6 +14,8 @@ from baselines.statistics import estimate
 
 #: Share of the final score that counts as learned.
 LEARNED = 0.8
+#: How much of its budget a run may use, in steps or seconds, before the table marks it: what is under way may be ended.
+ALLOWED = 1.2
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Standing:
         label: What tables call it.
         oracle: Whether it is given the true motion.
         seeds: Finished runs.
+        over_budget: Those of them that used more than 1.2 times their budget, of steps or of seconds.
         score: Mean final score; a policy that violates counts as 0.
         score_low: Lower end of its 95 % interval.
         score_high: Upper end.
@@ -50,6 +53,7 @@ class Standing:
     label: str
     oracle: bool
     seeds: int
+    over_budget: int
     score: float
     score_low: float
     score_high: float
@@ -136,6 +140,7 @@ def standing(scenario: str, strata: Sequence[Sequence[RecordedRun]]) -> Standing
         label=runs[0].label,
         oracle=any(run.oracle for run in runs),
         seeds=len(runs),
+        over_budget=sum(over_budget(run) for run in runs),
         score=float(score.mean),
         score_low=float(score.low),
         score_high=float(score.high),
@@ -154,6 +159,12 @@ def standing(scenario: str, strata: Sequence[Sequence[RecordedRun]]) -> Standing
         fleets_violated=round(sum(fleet["violated"] * count for fleet, count in fleets)),
         fleets_corrected=corrected if math.isnan(corrected) else round(corrected),
     )
+
+
+def over_budget(run: RecordedRun) -> bool:
+    """Whether a run learned much longer than it was to."""
+    result, settings = final(run), run.settings
+    return result.env_steps > ALLOWED * settings.env_steps or result.seconds > ALLOWED * settings.seconds
 
 
 class Learned(NamedTuple):

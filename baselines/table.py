@@ -23,7 +23,7 @@ class Column(NamedTuple):
 #: The columns in their order.
 SHOWN = (
     Column("algorithm", lambda one: one.label.replace("|", "\\|") + (" †" if one.oracle else "")),
-    Column("runs", lambda one: str(one.seeds)),
+    Column("runs", lambda one: f"{one.seeds}" + (f" ({one.over_budget} over budget)" if one.over_budget else "")),
     Column("score", lambda one: f"{one.score:.3f} [{one.score_low:.3f}, {one.score_high:.3f}]"),
     Column("violate at the end", lambda one: _of(one.violated_at_end, one.seeds)),
     Column("score of the others", lambda one: _number(one.safe_score, 3)),

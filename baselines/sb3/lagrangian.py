@@ -18,15 +18,20 @@ class Priced(VecEnvWrapper):
     """Rewards less a price times the cost of a step, ``r - multiplier * c`` with ``c = max(0, caution - margin)``.
 
     Args:
-        venv: The envs, or a wrapper around them.
+        venv: The envs, or a wrapper around them: they tell the margin of a step.
         multiplier: Price per nat, at least 0; may be changed at any time.
         caution: Margin in nats below which a step costs, at least 0; 0 for violations only.
 
     Raises:
-        ValueError: If an argument is out of range.
+        TypeError: If the envs have no ``margin``.
+        ValueError: If a number is out of range.
     """
 
     def __init__(self, venv: LiftedVecEnv | VecEnvWrapper, multiplier: float, caution: float = 0.0) -> None:
+        if not hasattr(getattr(venv, "unwrapped", None), "margin"):
+            raise TypeError(
+                f"venv must be a LiftedVecEnv or a wrapper around one, got a {type(venv).__name__} without a margin"
+            )
         for name, value in (("multiplier", multiplier), ("caution", caution)):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from baselines import algorithm
 from baselines.algorithm import Budget
 from baselines.cli import main
 from baselines.plans import Benchmark
@@ -67,6 +68,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    algorithm.algorithms()
+    monkeypatch.setattr(algorithm, "_ALGORITHMS", dict(algorithm._ALGORITHMS))
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from baselines import algorithm
-from baselines.algorithm import Budget, Recorder, Task, algorithms, find_algorithm, register
+from baselines.algorithm import Budget, Recorder, Task, find_algorithm, register
 from mf_taxi_env.mdp import Field
 
 SCRIPT = """
@@ -19,13 +18,6 @@ from baselines.algorithm import register
 def train(task, record):
     ...
 """
-
-
-@pytest.fixture(autouse=True)
-def no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    algorithms()
-    monkeypatch.setattr(algorithm, "_ALGORITHMS", dict(algorithm._ALGORITHMS))
 
 
 def test_built_in_algorithms_are_found_by_name() -> None:

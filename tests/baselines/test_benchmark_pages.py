@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from baselines import cli
+from baselines.algorithm import algorithms
 from baselines.curve import Row
 from baselines.run_folder import Result, read_run
 from baselines.standings import COLUMNS
@@ -40,6 +41,19 @@ def test_every_option_is_explained() -> None:
     """Of ``run``; a new one has to be on the page."""
     options = [f"--{name.replace('_', '-')}" for name in inspect.signature(cli.run).parameters]
     assert sorted(first_columns("option of `run`")) == sorted(options)
+
+
+def test_every_algorithm_is_told(run: Callable[..., SimpleNamespace]) -> None:
+    """On the page and by ``list``, oracles marked; no other is."""
+    known = algorithms()
+    assert sorted(first_columns("built-in algorithm")) == sorted(known)
+    rows = (DOCS / "benchmark.md").read_text().splitlines()
+    marked = {name for row in rows for name in re.findall(r"`([^`]+)` †", row)}
+    assert marked == {name for name, one in known.items() if one.oracle}
+    told = run("list")
+    assert told.status == 0
+    listed = dict(line.split(maxsplit=1) for line in told.out.splitlines())
+    assert listed == {name: one.label + " (oracle)" * one.oracle for name, one in known.items()}
 
 
 def test_every_file_of_a_run_is_listed(run: Callable[..., SimpleNamespace], quick: tuple[object, ...], tmp_path: Path) -> None:

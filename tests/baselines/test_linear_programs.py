@@ -10,7 +10,7 @@ import torch
 
 from baselines import FluidLP, RollingLP
 from baselines.linear_programs import Neighbourhood, _first_flows
-from mf_taxi_env import EntropyFloor, Grid, TaxiMDP, load_scenario
+from mf_taxi_env import EntropyFloor, Grid, Scenario, TaxiMDP, load_scenario
 from mf_taxi_env.wasserstein import wasserstein
 
 #: A way over the eight neighbours is at most so much longer than the straight one: at 22.5 degrees.
@@ -79,6 +79,40 @@ def test_driving_has_its_price(mdp: TaxiMDP) -> None:
     assert bool(RollingLP(mdp, steps=1, price=worth - 0.1).shifts(mu, 0).any())
     assert not RollingLP(mdp, steps=1, price=worth + 0.1).shifts(mu, 0).any()
     assert bool(RollingLP(mdp, steps=2, price=worth + 0.1).shifts(mu, 0).any())  # for longer it is worth more
+
+
+#: Demand in a city of four cells, more in the first or more in the second.
+FIRST, SECOND = np.array([0.4, 0.2, 0.2, 0.2]), np.array([0.2, 0.4, 0.2, 0.2])
+
+
+def changing(*demand: np.ndarray, trips: np.ndarray | None = None) -> TaxiMDP:
+    """Four cells, no constraints, and a demand per step; nobody rides anywhere by default."""
+    city = Scenario("town", np.stack(demand), np.eye(4) if trips is None else trips, box=(0.0, 1.0, 0.0, 1.0))
+    return TaxiMDP(city, constraints=[], horizon=len(demand), noise_std=0.01, reward_timing="next")
+
+
+def test_the_rolling_program_knows_that_demand_will_change() -> None:
+    """A way that two steps pay for, and one does not, is taken where demand stays and not where it will go back."""
+    seen, price = torch.from_numpy(FIRST), 6.0  # half a side costs 3; a taxi in its place is worth 2 per step
+    stays, returns = changing(FIRST, SECOND, SECOND), changing(FIRST, SECOND, FIRST)
+    shifts = RollingLP(stays, steps=2, price=price).shifts(seen, 1)
+    np.testing.assert_allclose(shifts[0], [0.0, 0.25], atol=1e-4)  # half of the first cell's taxis, to the second
+    assert not RollingLP(returns, steps=2, price=price).shifts(seen, 1).any()
+    assert not RollingLP(stays, steps=1, price=price).shifts(seen, 1).any()
+
+
+def test_the_static_program_averages_demand() -> None:
+    """Whoever is picked up in the first cell is dropped in the second: flows back are those of the mean demand."""
+    trips = np.eye(4)
+    trips[0] = [0.0, 1.0, 0.0, 0.0]
+    seen = torch.from_numpy(FIRST)
+    first, second, both = (
+        FluidLP(changing(*demand, trips=trips)).shifts(seen, 0)
+        for demand in ((FIRST, FIRST), (SECOND, SECOND), (FIRST, SECOND))
+    )
+    np.testing.assert_allclose(first[1], [0.0, -1 / 3], atol=1e-4)
+    np.testing.assert_allclose(second[1], [0.0, -1 / 6], atol=1e-4)
+    np.testing.assert_allclose(both, (first + second) / 2, atol=1e-4)
 
 
 def test_taxis_leave_once_per_step() -> None:

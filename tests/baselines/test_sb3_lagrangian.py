@@ -6,12 +6,13 @@ import dataclasses
 from itertools import pairwise
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 pytest.importorskip("stable_baselines3")
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from baselines.sb3.adapter import LiftedVecEnv
 from baselines.sb3.lagrangian import PIDController, PIDLagrangian, Priced
@@ -84,6 +85,14 @@ def test_refuses_numbers_out_of_range(multiplier: float, caution: float) -> None
     """A negative price would pay for violations."""
     with pytest.raises(ValueError, match=r"must be a finite number >= 0"):
         Priced(batch(), multiplier, caution)
+
+
+def test_refuses_envs_without_a_margin() -> None:
+    """At once, rather than at the first step; a wrapper around such envs as well."""
+    plain = DummyVecEnv([lambda: gym.make("mf_taxi_env:MFSwarm1D-v0")])
+    for venv in (plain, VecMonitor(plain)):
+        with pytest.raises(TypeError, match=r"venv must be a LiftedVecEnv .* got a (DummyVecEnv|VecMonitor) without a margin"):
+            Priced(venv, 1.0)  # type: ignore[arg-type]
 
 
 def test_the_controller_by_hand() -> None:

@@ -71,7 +71,6 @@ def test_every_algorithm_runs(name: str, tmp_path: Path) -> None:
     assert float(job.mdp.rollout(policy).returns) == curve.returns[-1] != curve.returns[0]
     episodes, violated = curve.rows[-1][1:3]
     assert episodes == 3 * SECTIONS[name].num_envs and 0 <= violated <= episodes
-    assert torch.get_num_threads() >= 1
 
 
 def test_ppo_learns(tmp_path: Path) -> None:
@@ -116,6 +115,23 @@ def test_records_by_seconds_where_they_pass_faster(tmp_path: Path) -> None:
     curve = Curve(job, stop_at=400)
     training.train(job, curve, small("sb3-ppo"))
     assert len(curve.rows) >= 3 and curve.rows[-1][0] < 10_000
+
+
+def test_one_thread_while_it_learns(tmp_path: Path) -> None:
+    """And as many as before after it."""
+    job, seen = task(tmp_path, 24), []
+
+    def record(policy: Field, **counted: int) -> bool:
+        seen.append(torch.get_num_threads())
+        return True
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        training.train(job, record, small("sb3-ppo"))
+        assert set(seen) == {1} and torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 class KilledError(Exception):

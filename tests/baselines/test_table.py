@@ -324,6 +324,16 @@ def test_commands_and_machines_are_told(
     assert {(one.budget.env_steps, str(one.out)) for one in asked} == {(1200, "runs/town-k5"), (2400, "runs/town-k5-2")}
 
 
+def test_who_used_more_is_marked(make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace]) -> None:
+    """A fifth more, in steps or seconds, is what ending takes; the rest had another budget than the others. It still counts."""
+    make("a", 0, [row(1440, 0.5, seconds=72.0)])
+    make("a", 1, [row(1441, 0.5, seconds=1.0)])
+    make("a", 2, [row(12, 0.5, seconds=72.1)])
+    (a,) = standings(collect([tmp_path / "out"])[0])
+    assert (a.over_budget, a.seeds) == (2, 3)
+    assert "3 (2 over budget)" in run("table", tmp_path / "out", "--out", tmp_path / "table").out
+
+
 def test_every_start_is_told(make: Make, tmp_path: Path) -> None:
     """A run that went on elsewhere has both machines to its account."""
     folder = make("a", 0, [row(120, 0.5)])
@@ -351,7 +361,7 @@ def test_every_column_is_in_the_rows(make: Make, tmp_path: Path) -> None:
     make("a", 0, [row(120, 0.5, seconds=7.0)], fleet=FLEET)
     (one,) = standings(collect([tmp_path / "out"])[0])
     assert dataclasses.asdict(one) == {
-        "scenario": "town-k5", "algorithm": "a", "label": "A", "oracle": False, "seeds": 1,
+        "scenario": "town-k5", "algorithm": "a", "label": "A", "oracle": False, "seeds": 1, "over_budget": 0,
         "score": 0.5, "score_low": 0.5, "score_high": 0.5, "violated_at_end": 0, "safe_score": 0.5, "reward": -5.0,
         "episodes": 10, "violated": 0, "env_steps": 120.0, "env_steps_learned": 120.0, "seconds_learned": 7.0, "learned": 1,
         "seconds": 7.0, "served_demand": 0.625, "fleets": 10, "fleets_violated": 3, "fleets_corrected": 1,
