@@ -79,7 +79,7 @@ def train(
         print(report(agent, out))
     except KeyboardInterrupt:
         done = saved_episodes(out)
-        print(f"\nsafe-m3: stopped; {out} holds {done} episodes, the same command with --resume goes on", file=sys.stderr)
+        print(f"\nsafe-m3: stopped; {out} holds {done} episode(s), the same command with --resume goes on", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)  # as a shell expects
 
 
@@ -100,18 +100,19 @@ def _learn(agent: SafeM3UCRL, episodes: int, run: RunFolder) -> None:
     """Learn; where an episode fails, say what is left of the run and how to go on."""
     try:
         agent.learn(episodes, callback=run, progress_bar=True)
-    except (FloatingPointError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as error:  # type: ignore[attr-defined]
+    except (FloatingPointError, torch.linalg.LinAlgError, torch.cuda.OutOfMemoryError) as error:  # type: ignore[attr-defined]
         done = len(agent.history)
         # What is computed again fails again; the memory of a device may have been another process's.
         again = (
-            "the same command with --resume goes on once the device has more memory; a smaller city (--cells) takes less"
-            if isinstance(error, torch.OutOfMemoryError)
+            "The same command with --resume goes on once the device has more memory; a smaller city (--cells), in another "
+            "folder, takes less"
+            if isinstance(error, torch.cuda.OutOfMemoryError)
             else "--resume would fail at the same episode: start a run with other settings, in another folder"
         )
         reason = str(error).partition("\n")[0].rstrip(".")
         raise EpisodeFailedError(
             f"episode {done} failed: {reason}. {run.folder} holds the run up to there (episodes: {done}) and its policy in "
-            f"use; 'safe-m3 evaluate {run.folder}' shows it. {again[0].upper()}{again[1:]}"
+            f"use; 'safe-m3 evaluate {run.folder}' shows it. {again}"
         ) from error
 
 

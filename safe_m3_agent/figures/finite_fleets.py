@@ -34,6 +34,7 @@ from safe_m3_agent.figures.style import (
 from safe_m3_agent.fleet_evaluation import Subject, sufficient_taxis
 from safe_m3_agent.fleet_summary import summarized
 from safe_m3_agent.fleet_table import FleetEpisode
+from safe_m3_agent.hallucination import FLEET_DEVIATIONS
 
 #: Most fleet sizes of figure 7.
 MOST_SIZES = 3
@@ -212,8 +213,8 @@ def _described(curves: Sequence[FleetCurve], *, constrained: bool) -> str:
     kept = (
         " Below: full marks as the fleets are, open ones with margins of entropy floors raised by "
         "(K\u00a0-\u00a01)\u00a0/\u00a0(2\u00a0m), known from "
-        "K taxis on; right of the vertical line that shortfall and 3.5 standard deviations of single fleets are within the "
-        "policy's margin at every step, to first order."
+        f"K taxis on; right of the vertical line that shortfall and {FLEET_DEVIATIONS:g} standard deviations of single fleets "
+        "are within the policy's margin at every step, to first order."
     )
     limits = "Horizontal lines: the policy in the mean field. Cells without a taxi count with a mass of 1e-30."
     return f"{line}. {limits}{kept * constrained}"

@@ -18,6 +18,7 @@ try:
     from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
     from gpytorch.mlls import ExactMarginalLogLikelihood
     from gpytorch.priors import LogNormalPrior
+    from linear_operator.utils.errors import NanError, NotPSDError
     from linear_operator.utils.warnings import NumericalWarning
 except ImportError as error:
     raise ImportError("Gaussian processes need GPyTorch: pip install 'safe-m3-taxi[gp]'") from error
@@ -109,6 +110,9 @@ def learn_hyperparameters(
 
     Returns:
         Kernel and noise after the last step.
+
+    Raises:
+        torch.linalg.LinAlgError: If a covariance has no Cholesky factor, whatever jitter is added.
     """
     model = GaussianProcessModel(kernel, prior, seen, inducing)
     objective = ExactMarginalLogLikelihood(model.likelihood, model)
@@ -121,13 +125,16 @@ def learn_hyperparameters(
     with warnings.catch_warnings(), gpytorch.settings.max_cholesky_size(len(seen.inputs) + 1):
         # Inducing inputs close together need jitter, which GPyTorch adds and reports.
         warnings.simplefilter("ignore", NumericalWarning)
-        for _ in range(steps):
-            if learn_noise:
-                model.likelihood.noise_covar.noise = torch.where(plain, seen.variance * (2.0 * change).exp(), seen.variance)
-            optimizer.zero_grad()
-            loss = -objective(model(*model.train_inputs), model.train_targets).sum()
-            loss.backward()
-            optimizer.step()
+        try:
+            for _ in range(steps):
+                if learn_noise:
+                    model.likelihood.noise_covar.noise = torch.where(plain, seen.variance * (2.0 * change).exp(), seen.variance)
+                optimizer.zero_grad()
+                loss = -objective(model(*model.train_inputs), model.train_targets).sum()
+                loss.backward()
+                optimizer.step()
+        except (NotPSDError, NanError) as error:  # as torch says it, which knows nothing of GPyTorch
+            raise torch.linalg.LinAlgError(str(error)) from error  # type: ignore[attr-defined]
     lengthscale = model.residual.base_kernel.lengthscale.detach().squeeze(1).clone()
     learned = LinearPlusRBF(kernel.linear, model.residual.outputscale.detach().sqrt(), lengthscale)
     return learned, noise * change.detach().squeeze(-1).exp()

@@ -241,7 +241,10 @@ def test_a_planner_that_breaks_down_is_explained(
     ("error", "advice"),
     [
         (torch.linalg.LinAlgError("linalg.solve: The matrix is singular.\nMore."), "--resume would fail at the same episode"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "--resume goes on once the device has more"),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "--resume goes on once the device has more",
+        ),
     ],
     ids=["singular", "memory"],
 )
@@ -289,7 +292,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[
             train(out, episodes=3)
     assert caught.value.code == 130
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line == f"safe-m3: stopped; {out} holds 1 episodes, the same command with --resume goes on"
+    assert line == f"safe-m3: stopped; {out} holds 1 episode(s), the same command with --resume goes on"
     train(out, "--resume", episodes=3)
     assert len(rows(out)) == 3
 

@@ -121,6 +121,13 @@ def test_inducing_inputs_stop_where_enough_is_explained(seen: Observations) -> N
     assert len(greedy_inducing(KERNEL, seen.inputs, 5, 0.0)) == 5
 
 
+def test_a_covariance_without_a_factor_is_an_error_of_linear_algebra(seen: Observations) -> None:
+    """Said in torch's words, so that who catches it need not know GPyTorch."""
+    broken = seen._replace(values=torch.full_like(seen.values, torch.nan))
+    with pytest.raises(torch.linalg.LinAlgError):
+        learn_hyperparameters(KERNEL, tensor(0.1, 0.1), KERNEL, broken, None, steps=2, learning_rate=0.1, learn_noise=False)
+
+
 @pytest.mark.parametrize("most", [None, 40])
 def test_learning_climbs_the_marginal_likelihood(seen: Observations, elsewhere: Tensor, most: int | None) -> None:
     """From a bad start, hyperparameters are found under which the values are far more likely and better predicted."""

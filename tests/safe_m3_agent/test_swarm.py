@@ -223,7 +223,7 @@ def test_representatives_report_the_swarms_moves() -> None:
     config = Config(representative_agents=200)
     known, wrong = KnownModel(lambda *move: world.motion(*move) + 1.0, 0.1), KnownModel(TorusMotion(70.0, 0.01), 0.1)
     seen, held_out, covered, trips = observe(  # type: ignore[arg-type]
-        executed, world, known, Drift(), config, torch.Generator().manual_seed(0), beta=3.5
+        executed, world, known, Drift(), config, torch.Generator().manual_seed(0), radius=3.5
     )
     assert seen.size == 4000 and covered == 1.0 and trips.size == 0
     assert float(held_out.residual.std()) == pytest.approx(0.1, rel=0.05)  # the noise alone, across the seam too
@@ -231,7 +231,7 @@ def test_representatives_report_the_swarms_moves() -> None:
     assert float(error.std()) == pytest.approx(0.1, rel=0.05) and abs(float(error.mean())) < 0.01
     assert torch.equal(seen.positions[200:], seen.next_positions[:-200])
     *_, covered, _ = observe(  # type: ignore[arg-type]
-        executed, world, wrong, Drift(), config, torch.Generator().manual_seed(0), beta=3.5
+        executed, world, wrong, Drift(), config, torch.Generator().manual_seed(0), radius=3.5
     )
     assert covered < 0.05
 
