@@ -24,7 +24,7 @@ class Column(NamedTuple):
 SHOWN = (
     Column("algorithm", lambda one: one.label.replace("|", "\\|") + (" †" if one.oracle else "")),
     Column("runs", lambda one: f"{one.seeds}" + (f" ({one.over_budget} over budget)" if one.over_budget else "")),
-    Column("score", lambda one: f"{one.score:.3f} [{one.score_low:.3f}, {one.score_high:.3f}]"),
+    Column("score", lambda one: _with_interval(one.score, one.score_low, one.score_high)),
     Column("violate at the end", lambda one: _of(one.violated_at_end, one.seeds)),
     Column("score of the others", lambda one: _number(one.safe_score, 3)),
     Column("episodes violated", lambda one: _of(one.violated, one.episodes)),
@@ -73,3 +73,8 @@ def _number(value: float, digits: int) -> str:
 
 def _of(count: float, total: int) -> str:
     return f"{count:,} of {total:,}" if total and not math.isnan(count) else NOTHING
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    """A number with its interval, which a single run, or runs that are all alike, do not have."""
+    return f"{value:.3f}" if low == high else f"{value:.3f} [{low:.3f}, {high:.3f}]"
