@@ -14,7 +14,7 @@ from baselines.statistics import estimate
 
 #: Share of the final score that counts as learned.
 LEARNED = 0.8
-#: How much of its budget a run may use, in steps or seconds, before the table marks it: what is under way may be ended.
+#: How much of its budget a run may use, in steps or seconds, before the table marks it, as what is under way may be ended.
 ALLOWED = 1.2
 
 
