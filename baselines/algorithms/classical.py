@@ -68,49 +68,23 @@ def _peer(make: Aimed, task: Task, record: Recorder) -> Field:
     return policy
 
 
-@register("proportional", label="Proportional control")
-def proportional(task: Task, record: Recorder) -> Field:
-    """Density feedback, in a learned motion."""
-    return _peer(Proportional, task, record)
+def _register(name: str, label: str, make: Aimed) -> None:
+    """Add a policy twice: as a peer with a learned motion, and as an oracle with the true one."""
+
+    def peer(task: Task, record: Recorder) -> Field:
+        """In a learned motion."""
+        return _peer(make, task, record)
+
+    def oracle(task: Task, record: Recorder) -> Field:
+        """In the true motion."""
+        return _oracle(make, task, record)
+
+    for one, suffix, knows in ((peer, "", False), (oracle, "-oracle", True)):
+        one.__qualname__ = one.__name__ = name + suffix
+        register(name + suffix, label=label, oracle=knows)(one)
 
 
-@register("proportional-oracle", label="Proportional control", oracle=True)
-def proportional_oracle(task: Task, record: Recorder) -> Field:
-    """Density feedback, in the true motion."""
-    return _oracle(Proportional, task, record)
-
-
-@register("greedy-transport", label="Greedy transport")
-def greedy_transport(task: Task, record: Recorder) -> Field:
-    """Optimal transport to the target at every step, in a learned motion."""
-    return _peer(GreedyTransport, task, record)
-
-
-@register("greedy-transport-oracle", label="Greedy transport", oracle=True)
-def greedy_transport_oracle(task: Task, record: Recorder) -> Field:
-    """Optimal transport to the target at every step, in the true motion."""
-    return _oracle(GreedyTransport, task, record)
-
-
-@register("fluid-lp", label="Fluid LP")
-def fluid_lp(task: Task, record: Recorder) -> Field:
-    """Static rebalancing flows, in a learned motion."""
-    return _peer(FluidLP, task, record)
-
-
-@register("fluid-lp-oracle", label="Fluid LP", oracle=True)
-def fluid_lp_oracle(task: Task, record: Recorder) -> Field:
-    """Static rebalancing flows, in the true motion."""
-    return _oracle(FluidLP, task, record)
-
-
-@register("rolling-lp", label="Rolling-horizon LP")
-def rolling_lp(task: Task, record: Recorder) -> Field:
-    """Rebalancing flows planned anew at every step, in a learned motion."""
-    return _peer(RollingLP, task, record)
-
-
-@register("rolling-lp-oracle", label="Rolling-horizon LP", oracle=True)
-def rolling_lp_oracle(task: Task, record: Recorder) -> Field:
-    """Rebalancing flows planned anew at every step, in the true motion."""
-    return _oracle(RollingLP, task, record)
+_register("proportional", "Proportional control", Proportional)
+_register("greedy-transport", "Greedy transport", GreedyTransport)
+_register("fluid-lp", "Fluid LP", FluidLP)
+_register("rolling-lp", "Rolling-horizon LP", RollingLP)

@@ -95,7 +95,7 @@ def test_peers_believe_and_oracles_know(name: str, tmp_path: Path) -> None:
 def test_the_seed_is_the_run(tmp_path: Path) -> None:
     """Two runs of a task give the same policy."""
     task = make_task(tmp_path)
-    fields = [classical.proportional(task, Curve()).field(task.mdp.initial(), 0) for _ in range(2)]
+    fields = [algorithms()["proportional"].train(task, Curve()).field(task.mdp.initial(), 0) for _ in range(2)]
     torch.testing.assert_close(fields[0], fields[1], rtol=0, atol=0)
 
 
@@ -110,7 +110,7 @@ def test_random_is_random_by_the_seed(tmp_path: Path) -> None:
 def test_episodes_that_violate_are_told(tmp_path: Path) -> None:
     """Where staying put breaks a floor, so does every episode of a peer."""
     curve = Curve()
-    classical.fluid_lp(make_task(tmp_path, constraints=[EntropyFloor(0.999)]), curve)
+    algorithms()["fluid-lp"].train(make_task(tmp_path, constraints=[EntropyFloor(0.999)]), curve)
     assert curve.violated == curve.episodes == [0, 1, 2]
 
 
@@ -122,7 +122,7 @@ def test_oracles_ask_the_motion_that_is_true(tmp_path: Path) -> None:
 
     shifted = torch.full((25,), 0.04)
     free, half = (
-        classical.fluid_lp_oracle(make_task(tmp_path, motion=motion, constraints=[]), Curve()).field(shifted, 0)
+        algorithms()["fluid-lp-oracle"].train(make_task(tmp_path, motion=motion, constraints=[]), Curve()).field(shifted, 0)
         for motion in ("free", halved)
     )
     torch.testing.assert_close(half, (2 * free).clamp(-1, 1), atol=1e-4, rtol=1e-3)
