@@ -190,9 +190,13 @@ class NetworkPolicy(Policy):
 
     def _upper(self, hidden: Tensor) -> Tensor:
         """What is above the first layer, whose sum is given, ``[..., n, h]`` and not kept."""
+        # In place: no one else needs the sums. In two dimensions: a layer's output is then no view, whose change in place
+        # would cost the gradient two copies.
+        *batch, _ = hidden.shape
+        hidden = nn.functional.leaky_relu(hidden, inplace=True).flatten(0, -2)
         for layer in self.inner:
-            hidden = layer(nn.functional.leaky_relu(hidden, inplace=True))  # in place: no one else needs the sum
-        out: Tensor = self.out(nn.functional.leaky_relu(hidden, inplace=True))
+            hidden = nn.functional.leaky_relu(layer(hidden), inplace=True)
+        out: Tensor = self.out(hidden).unflatten(0, batch)
         return out
 
 

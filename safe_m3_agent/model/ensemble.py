@@ -263,7 +263,7 @@ class ProbabilisticEnsemble(DynamicsModel):
     def _descend(self, positions: Tensor, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> None:
         """Adam on the negative log-likelihood of all parameters of all members."""
         parameters = {name: value.detach().clone().requires_grad_() for name, value in self._parameters.items()}
-        optimizer = torch.optim.Adam(parameters.values(), lr=self.config.learning_rate)
+        optimizer = torch.optim.Adam(parameters.values(), lr=self.config.learning_rate, fused=True)
         n = len(positions)
         bootstrap = self._weights.clamp_min(0.0)
         penalty = self._prior_std.pow(-2).unsqueeze(-1) / (2 * n)
