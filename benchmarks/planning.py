@@ -1,4 +1,4 @@
-"""Seconds per MF-BPTT epoch and per certificate, on this machine.
+"""Time of an MF-BPTT epoch, of a certificate and of a fit, on this machine.
 
 Run: python benchmarks/planning.py [--threads 2] [--cells 25]
 
@@ -28,6 +28,7 @@ from safe_m3_agent.config import ModelName
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.planners.bptt import BPTTConfig, BPTTPlanner
 from safe_m3_agent.policy import PolicyConfig, PolicyKind
+from safe_m3_agent.representatives import observe
 
 
 def main(cells: int = 25, threads: int = 2, epochs: int = 10, repeats: int = 5) -> None:
@@ -71,6 +72,12 @@ def main(cells: int = 25, threads: int = 2, epochs: int = 10, repeats: int = 5) 
     certifier, none = Certifier(agent.config.certificate), torch.zeros(0, agent.model.members)
     generator = torch.Generator().manual_seed(0)
     _report("one certificate", lambda: certifier.certify(learned, agent.policy, none, generator), repeats, 1)
+    models: tuple[ModelName, ...] = ("ensemble", "gp")
+    for model in models:
+        learner = SafeM3UCRL(world, Config(model=model, representative_agents=80))
+        executed = world.rollout(learner.policy)
+        seen = observe(executed, world, learner.model, learner.policy, learner.config, generator, radius=1.0).transitions
+        _report(f"a fit to {seen.size} transitions, {model}", partial(learner.model.fit, seen, generator), repeats, 1)
 
 
 class PublishedFormulation:
