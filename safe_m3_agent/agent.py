@@ -27,6 +27,7 @@ from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.history import Episode, History
 from safe_m3_agent.improvement import SafeImprovement
+from safe_m3_agent.model.trip_calibration import TripCalibration
 from safe_m3_agent.model.trip_model import make_trip_model
 from safe_m3_agent.motion_model import make_motion_model
 from safe_m3_agent.observations import answered, read_observation
@@ -92,10 +93,6 @@ class SafeM3UCRL:
         if first is not None:
             self._policy = copied_into(self._policy, first, "first")
         self.model = make_motion_model(config, mdp, self._generator)
-        self.trips = make_trip_model(config.trips, mdp, self._generator) if config.learn_trips else None
-        directions = self.model.members + (0 if self.trips is None else self.trips.members)
-        self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), mdp.initial().new_zeros(0, directions))
-        self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
         self.calibration = Calibration(
             members=self.model.members,
             moves=mdp.horizon * mdp.grid.dimension,
@@ -104,6 +101,11 @@ class SafeM3UCRL:
             like=mdp.initial(),
             dimension=mdp.grid.dimension,
         )
+        of_trips = TripCalibration(self.calibration.quantile, config.delta) if self._calibrates else None
+        self.trips = make_trip_model(config.trips, mdp, self._generator, of_trips) if config.learn_trips else None
+        directions = self.model.members + (0 if self.trips is None else self.trips.members)
+        self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), mdp.initial().new_zeros(0, directions))
+        self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
         if config.constrained:
             self._warn_of_unsafe_start()
 
@@ -256,8 +258,7 @@ class SafeM3UCRL:
     def _executed(self) -> Episode:
         """Improve, execute, observe, learn; and what there is to say of it."""
         start = time.perf_counter()
-        certifies = self.config.constrained and self.config.certified and bool(self.mdp.constraints) and not self.model.exact
-        calibrated = self.config.calibrate and certifies
+        calibrated = self._calibrates and not self.model.exact
         tau = self.calibration.tau if calibrated else 1.0
         beta = self.calibration.width(tau, least=self.config.beta) if calibrated else self.config.beta
         learned = HallucinatedMDP(self.mdp, self.model, beta, self.trips)
@@ -291,6 +292,12 @@ class SafeM3UCRL:
             barrier_weight=decision.weight,
             seconds=time.perf_counter() - start,
         )
+
+    @property
+    def _calibrates(self) -> bool:
+        """Whether what is doubted is calibrated: where something is certified."""
+        config = self.config
+        return config.calibrate and config.constrained and config.certified and bool(self.mdp.constraints)
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that an episode changes but the history: tensors, which the next episode does not touch, and JSON-able facts."""

@@ -84,7 +84,7 @@ class HallucinatedMDP(MeanFieldMDP):
     def doubts(self) -> list[tuple[int, float]]:
         """Members and half-width of each confidence set: the motion's, and the trips' where they are learned."""
         sets = [(self.model.members, self.beta)]
-        return sets if self.trips is None else [*sets, (self.trips.members, self.trips.config.beta)]
+        return sets if self.trips is None else [*sets, (self.trips.members, self.trips.beta)]
 
     @property
     def directions(self) -> int:

@@ -13,6 +13,7 @@ from mf_taxi_env.grid import Grid
 from mf_taxi_env.mdp import ParticleMDP
 from mf_taxi_env.scenarios.city import box_km
 from mf_taxi_env.taxi import TaxiMDP
+from safe_m3_agent.model.trip_calibration import TripCalibration
 from safe_m3_agent.transitions import Trips
 
 #: Newton steps per fit, and halvings of each; the posterior's logarithm is strictly concave, and a handful is enough.
@@ -32,7 +33,7 @@ class TripConfig:
     Attributes:
         members: Trip matrices sampled from the posterior, ``E``, at least 2: the confidence set is what they span.
         beta: Half-width of the confidence set in posterior standard deviations, at least 0; widened for the number of members
-            as that of the motion is, and not calibrated.
+            as that of the motion is, and the least width where the agent calibrates.
         attraction_scale: Of a cell's attraction, beyond what its demand says of it; positive.
         attraction_length: Distance, in sides of the city, at which attractions correlate by ``1 / e``; positive.
         demand_scale: Of the exponent of a cell's demand in its attraction; positive. It is about 1 where people leave the
@@ -71,6 +72,9 @@ class TripModel:
     span plausible motions. Mixing parameters, not matrices, keeps every ``Phi_z`` a gravity model: rows sum to one, and none
     of their entries is negative, however far ``z`` leads.
 
+    The prior of a calibrated model is as wide as the trips ask for, ``tau`` times its scales
+    (:class:`~safe_m3_agent.model.trip_calibration.TripCalibration`).
+
     Dense: a matrix of ``K x K`` per plausible world, and ``O(K^3)`` per Newton step.
 
     Args:
@@ -79,20 +83,33 @@ class TripModel:
         demand: ``rho``, ``[K]``.
         sides: Width and height of the city, in any unit of length.
         generator: Source of the draws.
+        calibration: Widens prior and confidence set where they are too narrow; None keeps them as configured.
     """
 
     def __init__(
-        self, config: TripConfig, grid: Grid, demand: Tensor, sides: tuple[float, float], generator: torch.Generator
+        self,
+        config: TripConfig,
+        grid: Grid,
+        demand: Tensor,
+        sides: tuple[float, float],
+        generator: torch.Generator,
+        calibration: TripCalibration | None = None,
     ) -> None:
         self.config = config
         self.members = config.members
+        self._calibration = calibration
+        #: Half-width of the confidence set in posterior standard deviations, at least the configured one.
+        self.beta = config.beta if calibration is None else calibration.width(config.beta)
+        #: Factor by which the prior is wider than configured.
+        self.tau = 1.0
         self._dtype = demand.dtype
         cells = grid.centers(dtype=torch.float64, device=demand.device)
         self._distance = _distance_features(cells * cells.new_tensor(sides), grid.cells, sides)
         self._root = self._prior_root(cells, demand.double())
         size = self._root.shape[1] + len(self._distance)
         self._draws = torch.randn(self.members, size, generator=generator, dtype=torch.float64, device=demand.device)
-        #: The posterior's mode [P] and deviations of the members [E, P], in parameters whose prior is standard normal.
+        #: The posterior's mode [P] and deviations of the members [E, P], in parameters of which the configured prior is
+        #: standard normal, and the one gone by normal of standard deviation tau.
         self._mode, self._deviations = self._draws.new_zeros(size), self._draws.clone()
         #: All trips so far.
         self.trips = Trips.empty(demand.device)
@@ -129,7 +146,8 @@ class TripModel:
 
         ``observed`` is the number of trips seen. With passengers who start where the demand is, ``doubt`` is the share whom a
         member takes elsewhere than the mode does, the members' mean, and ``error`` the share whom the mode takes elsewhere
-        than the truth: a diagnostic that the agent does not see.
+        than the truth: a diagnostic that the agent does not see. ``beta`` is the half-width of the confidence set, ``tau``
+        the factor by which the prior was widened.
 
         Args:
             city: The true world.
@@ -140,20 +158,27 @@ class TripModel:
         plausible = torch.stack([served @ self.probabilities(z) for z in members])
         doubt = 0.5 * (plausible - nominal).abs().sum(-1).mean()
         error = 0.5 * (served @ city.trips(0) - nominal).abs().sum()
-        return {"observed": float(self.trips.size), "doubt": float(doubt), "error": float(error)}
+        known = {"observed": float(self.trips.size), "doubt": float(doubt), "error": float(error)}
+        return {**known, "beta": self.beta, "tau": self.tau}
 
     # -- learning ---------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def fit(self, trips: Trips) -> None:
-        """Learn from further trips."""
+        """Learn from further trips: about where they go, and how wide the prior has to be."""
         self.trips = self.trips.join(trips)
-        for _ in range(NEWTON_STEPS):
-            gradient, factor = self._curvature()
-            step = torch.cholesky_solve(gradient.unsqueeze(1), factor).squeeze(1)
-            if float(gradient @ step) <= 2.0 * TOLERANCE or not self._ascend(step):
-                break
-        _, factor = self._curvature()
+        fits: dict[float, tuple[Tensor, Tensor]] = {}
+
+        def evidence(tau: float) -> float:
+            self.tau = tau
+            fits[tau] = self._to_the_mode()
+            return self._log_evidence(fits[tau][1])
+
+        if self._calibration is None:
+            evidence(1.0)
+        else:
+            self.tau = self._calibration.factor(evidence)
+        self._mode, factor = fits[self.tau]
         # Of a triangular root of the precision, which changes little from fit to fit: so do the members.
         deviations: Tensor = torch.linalg.solve_triangular(factor.mT, self._draws.mT, upper=True).mT
         self._deviations = deviations.contiguous()
@@ -161,14 +186,29 @@ class TripModel:
 
     def state(self) -> dict[str, Tensor]:
         """Everything learned, as named tensors."""
-        mine = {"draws": self._draws, "mode": self._mode, "deviations": self._deviations}
+        mine = {"draws": self._draws, "mode": self._mode, "deviations": self._deviations, "tau": self._draws.new_tensor(self.tau)}
         return {**mine, **self.trips._asdict()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what :meth:`state` gave."""
         self._draws, self._mode, self._deviations = (state[name].clone() for name in ("draws", "mode", "deviations"))
+        self.tau = float(state["tau"])
         self.trips = Trips(state["origins"], state["destinations"])
         self._settle()
+
+    def _to_the_mode(self) -> tuple[Tensor, Tensor]:
+        """Newton's method from where the mode was: the mode, and the Cholesky factor of the precision there."""
+        for _ in range(NEWTON_STEPS):
+            gradient, factor = self._curvature()
+            step = torch.cholesky_solve(gradient.unsqueeze(1), factor).squeeze(1)
+            if float(gradient @ step) <= 2.0 * TOLERANCE or not self._ascend(step):
+                break
+        return self._mode, self._curvature()[1]
+
+    def _log_evidence(self, factor: Tensor) -> float:
+        """Laplace's logarithm of the probability of all trips, given their origins, under the prior of factor ``tau``."""
+        volume = len(self._mode) * math.log(self.tau) + float(factor.diagonal().log().sum())
+        return self._log_posterior(self._mode) - volume
 
     def _ascend(self, step: Tensor) -> bool:
         """Go along a Newton step, shortened until the posterior rises; whether it did."""
@@ -184,7 +224,7 @@ class TripModel:
         logits = self._logits_of(mode)
         origins, destinations = self.trips
         fit = (logits[origins, destinations] - logits.logsumexp(-1)[origins]).sum()
-        return float(fit - 0.5 * mode.square().sum())
+        return float(fit - 0.5 * mode.square().sum() / self.tau**2)
 
     def _curvature(self) -> tuple[Tensor, Tensor]:
         """Gradient ``[P]`` of the posterior's logarithm at the mode, and the Cholesky factor of minus its Hessian."""
@@ -195,14 +235,15 @@ class TripModel:
         expected = seen.unsqueeze(1) * probabilities
         mean = (probabilities * distance).sum(-1, keepdim=True)
         residual = distance[:, self.trips.origins, self.trips.destinations] - mean[:, self.trips.origins, 0]
-        gradient = torch.cat([root.mT @ (arrived - expected.sum(0)), self.config.decay_scale * residual.sum(1)]) - self._mode
+        gradient = torch.cat([root.mT @ (arrived - expected.sum(0)), self.config.decay_scale * residual.sum(1)])
+        gradient -= self._mode / self.tau**2
         centred = self.config.decay_scale * (distance - mean)
         weighted = expected * centred
         attraction = root.mT @ (expected.sum(0).diag() - probabilities.mT @ expected) @ root
         mixed = root.mT @ weighted.sum(1).mT
         decay = weighted.flatten(1) @ centred.flatten(1).mT
         hessian = torch.cat([torch.cat([attraction, mixed], 1), torch.cat([mixed.mT, decay], 1)])
-        hessian.diagonal().add_(1.0)  # the prior's
+        hessian.diagonal().add_(self.tau**-2)  # the prior's
         factor: Tensor = torch.linalg.cholesky(hessian)
         return gradient, factor
 
@@ -223,13 +264,16 @@ class TripModel:
         self._spread = self._parameters(deviations).to(self._dtype)
 
 
-def make_trip_model(config: TripConfig, world: ParticleMDP, generator: torch.Generator) -> TripModel:
+def make_trip_model(
+    config: TripConfig, world: ParticleMDP, generator: torch.Generator, calibration: TripCalibration | None = None
+) -> TripModel:
     """A model of the trips of a city, of which only map and demand are looked at.
 
     Args:
         config: Prior and confidence set.
         world: The city.
         generator: Source of the draws.
+        calibration: Of prior and confidence set; None for none.
 
     Raises:
         ValueError: If the world has no trips, or trips that change during the day.
@@ -240,7 +284,7 @@ def make_trip_model(config: TripConfig, world: ParticleMDP, generator: torch.Gen
     if steps > 1:
         raise ValueError(f"learn_trips needs trips that are the same at all steps, got a scenario with {steps} of them")
     demand = torch.stack([world.demand(t) for t in range(world.horizon)]).mean(0)
-    return TripModel(config, world.grid, demand, box_km(world.scenario.box), generator)
+    return TripModel(config, world.grid, demand, box_km(world.scenario.box), generator, calibration)
 
 
 def _distance_features(cells: Tensor, per_axis: int, sides: tuple[float, float]) -> Tensor:

@@ -1,0 +1,59 @@
+"""Calibration of the learned trips: is their prior as wide as the trips that were seen ask for, and their set as wide as its
+level?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scipy import stats
+
+#: Factors considered, in order.
+FACTORS = tuple(1.5**n for n in range(18))
+#: Nats below the greatest evidence so far from which on wider priors are not looked at any more.
+LOST = 5.0
+
+
+class TripCalibration:
+    """How wide prior and confidence set of learned trips have to be.
+
+    The evidence of a prior, the probability of all trips under it, is the product over trips of how probable each was before
+    it was learned from (prequential; Dawid 1984): what a motion's held-out landings are to its standard deviations.
+    A prior that is sure without reason finds passengers in places that it thought improbable, time and again. Its scales are
+    then all widened by the factor ``tau >= 1`` of the greatest evidence (type II maximum likelihood; MacKay 2003, Ch. 28), and
+    the posterior is that of the wider prior: unlike deviations that are widened after the fact it follows the trips, so it
+    becomes sure again once it is right. Where ``tau`` explains trips no better than 1 does, by a likelihood-ratio test of
+    level ``delta`` (Wilks 1938), it is 1.
+
+    Args:
+        quantile: Least half-width of the confidence set in posterior standard deviations.
+        delta: Level of the test, in ``(0, 1)``.
+    """
+
+    def __init__(self, quantile: float, delta: float) -> None:
+        self.quantile = quantile
+        # One-sided: twice the logarithm of the likelihood ratio is the square of a standard normal, or nothing.
+        self._decisive = 0.5 * max(0.0, float(stats.norm.isf(delta))) ** 2
+
+    def width(self, least: float) -> float:
+        """Half-width of the confidence set in posterior standard deviations.
+
+        Args:
+            least: ``beta`` of the settings.
+        """
+        return max(least, self.quantile)
+
+    def factor(self, evidence: Callable[[float], float]) -> float:
+        """The factor ``tau`` of the prior.
+
+        Args:
+            evidence: Logarithm of the evidence, in nats, of a factor; called in ascending order, with 1 first.
+        """
+        best, greatest = 1.0, evidence(1.0)
+        least = greatest + self._decisive
+        for tau in FACTORS[1:]:
+            found = evidence(tau)
+            if found > greatest:
+                best, greatest = tau, found
+            elif found < greatest - LOST:
+                break
+        return best if greatest > least else 1.0
