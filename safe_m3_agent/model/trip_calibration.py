@@ -9,6 +9,8 @@ from scipy import stats
 
 #: Factors considered, in order.
 FACTORS = tuple(1.5**n for n in range(18))
+#: Nats below the greatest evidence down to which a wider prior is as good (Wilks 1938: an interval of 95 %).
+CAREFUL = 2.0
 #: Nats below the greatest evidence so far from which on wider priors are not looked at any more.
 LOST = 5.0
 
@@ -48,12 +50,12 @@ class TripCalibration:
         Args:
             evidence: Logarithm of the evidence, in nats, of a factor; called in ascending order, with 1 first.
         """
-        best, greatest = 1.0, evidence(1.0)
-        least = greatest + self._decisive
+        found = {1.0: evidence(1.0)}
         for tau in FACTORS[1:]:
-            found = evidence(tau)
-            if found > greatest:
-                best, greatest = tau, found
-            elif found < greatest - LOST:
+            found[tau] = evidence(tau)
+            if found[tau] < max(found.values()) - LOST:
                 break
-        return best if greatest > least else 1.0
+        greatest = max(found.values())
+        if greatest <= found[1.0] + self._decisive:
+            return 1.0
+        return max(tau for tau, nats in found.items() if nats >= greatest - CAREFUL)
