@@ -186,7 +186,12 @@ class TripModel:
 
     def state(self) -> dict[str, Tensor]:
         """Everything learned, as named tensors."""
-        mine = {"draws": self._draws, "mode": self._mode, "deviations": self._deviations, "tau": self._draws.new_tensor(self.tau)}
+        mine = {
+            "draws": self._draws,
+            "mode": self._mode,
+            "deviations": self._deviations,
+            "tau": self._draws.new_tensor(self.tau),
+        }
         return {**mine, **self.trips._asdict()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:

@@ -171,6 +171,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "known": ({"model": "known"}, {}),
     "learned trips": ({"learn_trips": True, "trips": TripConfig(members=3)}, {}),
+    "learned trips, too sure": (
+        {
+            "learn_trips": True,
+            "trips": TripConfig(members=3, beta=0.01, attraction_scale=0.01, demand_scale=0.01, decay_scale=0.01),
+        },
+        {},
+    ),
     "learned trips, known motion, float64": ({"learn_trips": True, "model": "known"}, {"dtype": torch.float64}),
     "unconstrained": ({"constrained": False}, {}),
     "ddpg": ({"planner": "ddpg"}, {}),
@@ -216,6 +223,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert (third.trips is not None) == (whole.trips is not None) == config.learn_trips
     if third.trips is not None and whole.trips is not None:
         assert whole.trips.trips.size > 0
+        assert whole.trips.tau > 1.0 or variant != "learned trips, too sure"
         trips = third.trips.state(), whole.trips.state()
         assert trips[0].keys() == trips[1].keys() and all(torch.equal(trips[0][name], trips[1][name]) for name in trips[0])
     held_out = [agent.calibration.held_out for agent in (third, whole)]
