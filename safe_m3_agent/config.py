@@ -42,7 +42,8 @@ class Config:
         beta: Half-width of the confidence set in epistemic standard deviations, at least 0; the certificate widens it for the
             number of members, see :func:`~safe_m3_agent.certificate.confidence_radius`.
         calibrate: Widen the confidence set where held-out landings show the model to be too sure of itself, see
-            :class:`~safe_m3_agent.calibration.Calibration`; ``beta`` is then the least width. Without constraints there is
+            :class:`~safe_m3_agent.calibration.Calibration`, and learned trips do, see
+            :class:`~safe_m3_agent.model.trip_calibration.TripCalibration`; ``beta`` is then the least width. Without constraints there is
             nothing to certify, and ``beta`` stays as it is.
         delta: Probability, in (0, 1), with which the calibrated set may miss a move of a vehicle's episode.
         representative_agents: Representative taxis per episode, at least 1.

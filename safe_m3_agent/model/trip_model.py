@@ -100,8 +100,8 @@ class TripModel:
         self._calibration = calibration
         #: Half-width of the confidence set in posterior standard deviations, at least the configured one.
         self.beta = config.beta if calibration is None else calibration.width(config.beta)
-        #: Factor by which the prior is wider than configured.
-        self.tau = 1.0
+        #: Factor by which the prior is wider than configured; nothing speaks against any before a trip has been seen.
+        self.tau = 1.0 if calibration is None else calibration.factor(lambda tau: 0.0)
         self._dtype = demand.dtype
         cells = grid.centers(dtype=torch.float64, device=demand.device)
         self._distance = _distance_features(cells * cells.new_tensor(sides), grid.cells, sides)
@@ -110,7 +110,7 @@ class TripModel:
         self._draws = torch.randn(self.members, size, generator=generator, dtype=torch.float64, device=demand.device)
         #: The posterior's mode [P] and deviations of the members [E, P], in parameters of which the configured prior is
         #: standard normal, and the one gone by normal of standard deviation tau.
-        self._mode, self._deviations = self._draws.new_zeros(size), self._draws.clone()
+        self._mode, self._deviations = self._draws.new_zeros(size), self.tau * self._draws
         #: All trips so far.
         self.trips = Trips.empty(demand.device)
         self._settle()
