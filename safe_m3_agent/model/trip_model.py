@@ -175,7 +175,7 @@ class TripModel:
             return self._log_evidence(fits[tau][1])
 
         if self._calibration is None:
-            evidence(1.0)
+            evidence(self.tau)
         else:
             self.tau = self._calibration.factor(evidence)
         self._mode, factor = fits[self.tau]
