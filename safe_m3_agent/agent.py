@@ -21,9 +21,10 @@ from mf_taxi_env.bound import episode_score
 from mf_taxi_env.safety import scatter
 from safe_m3_agent import checkpoint
 from safe_m3_agent.calibration import Calibration, HeldOut
-from safe_m3_agent.callbacks import Callback, as_callback, training
+from safe_m3_agent.callbacks import Callback, as_callback, goes_on, training
 from safe_m3_agent.certificate import confidence_radius
 from safe_m3_agent.config import Config
+from safe_m3_agent.fleet_evaluation import fingerprint
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.history import Episode, History
 from safe_m3_agent.improvement import SafeImprovement
@@ -171,7 +172,7 @@ class SafeM3UCRL:
             for _ in range(episodes):
                 hooks.on_episode_start(self)
                 episode = self._episode()
-                go_on = hooks.on_episode_end(self, episode) is not False
+                go_on = goes_on(hooks.on_episode_end(self, episode))
                 bar.set_postfix_str(
                     f"reward={episode.reward:.2f}, worst margin={episode.min_margin:.3f}, score={episode.score:.3f}",
                     refresh=False,
@@ -185,15 +186,16 @@ class SafeM3UCRL:
         """Write everything that :meth:`load` needs to go on bit for bit, whole or not at all.
 
         Args:
-            folder: Made where it is missing. A folder that holds a run with other settings is refused.
+            folder: Made where it is missing. A folder that holds another run, or this one with more episodes, is refused.
 
         Raises:
             OSError: If the disk refuses; what was saved before is then intact.
-            ValueError: If the folder holds another run.
+            ValueError: If the folder holds such a run, or one that cannot be read.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_run_files(target, self.mdp, self.config, self.seed)
+        self.check_folder(target)
+        checkpoint.write_run_files(target, self.mdp, self._run_facts())
         tensors, facts = self._state()
         if not self._stays_first:
             tensors |= {f"first.{name}": value for name, value in self._improvement.first.state_dict().items()}
@@ -201,12 +203,17 @@ class SafeM3UCRL:
         return target
 
     def check_folder(self, folder: str | os.PathLike[str]) -> None:
-        """Make sure that a folder's run has the settings of this agent.
+        """Make sure that to save into a folder would overwrite nothing but earlier episodes of this agent's run.
 
         Raises:
-            ValueError: If it has others.
+            ValueError: If it holds a run with another world, other settings, another seed or another ``first``; this run, with
+                more episodes than the agent has; or one that cannot be read.
         """
-        checkpoint.check_run_files(Path(folder), self.mdp, self.config, self.seed)
+        checkpoint.check_folder(Path(folder), self._run_facts(), len(self.history))
+
+    def _run_facts(self) -> dict[str, Any]:
+        first = None if self._stays_first else fingerprint(self._improvement.first)
+        return checkpoint.run_facts(self.mdp, self.config, self.seed, first)
 
     @classmethod
     def load(
@@ -216,7 +223,7 @@ class SafeM3UCRL:
 
         Args:
             folder: Where it was saved.
-            mdp: Its world, needed only where that is, or has a motion or constraint, of the user's own.
+            mdp: Its world, needed only where that is, or has a motion, constraint or trips, of the user's own.
             device: Device of a world that is rebuilt from the files.
 
         Raises:
