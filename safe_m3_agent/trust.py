@@ -23,7 +23,7 @@ class Trust:
         self.refuted = 0
 
     def width(self, beta: float, least: float) -> float:
-        """Half-width of a confidence set that would be ``beta``: twice that per withdrawal, and no less than twice ``least``."""
+        """Half-width of a confidence set that would be ``beta``: doubled per withdrawal, and then at least twice ``least``."""
         return 2.0**self.refuted * max(beta, least) if self.refuted else beta
 
     def withdraws(self, executed: Trajectory, *, taken: bool) -> bool:
@@ -45,9 +45,9 @@ class Trust:
     def warn(self, episode: int, margin: float) -> None:
         """Tell the user that a certificate was refuted."""
         warnings.warn(
-            f"the policy certified for episode {episode} violated a constraint (margin {margin:.4f}): it is withdrawn for the one "
-            "before, and confidence sets are twice as wide from now on. A larger beta or more representative agents may prevent "
-            "it",
+            f"the policy certified for episode {episode} violated a constraint (margin {margin:.4f}): it is withdrawn for the "
+            "one before, and confidence sets are twice as wide from now on. A larger beta or more representative agents may "
+            "prevent it",
             stacklevel=5,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ def crowding(world: TaxiMDP) -> FieldPolicy:
 
 
 @pytest.fixture
-def misled(monkeypatch: pytest.MonkeyPatch, world: TaxiMDP) -> Iterator[list[bool]]:
+def misled(monkeypatch: pytest.MonkeyPatch, world: TaxiMDP) -> list[bool]:
     """The third improvement of an agent takes a policy that is not safe, whatever the search says; the others are its own."""
     own, asked = SafeImprovement.improve, [False]
 
@@ -36,7 +35,7 @@ def misled(monkeypatch: pytest.MonkeyPatch, world: TaxiMDP) -> Iterator[list[boo
         return decision
 
     monkeypatch.setattr(SafeImprovement, "improve", improve)
-    yield asked
+    return asked
 
 
 def test_a_refuted_policy_is_executed_once(world: TaxiMDP, tiny: Config, misled: list[bool]) -> None:
@@ -57,8 +56,8 @@ def test_a_refuted_policy_is_executed_once(world: TaxiMDP, tiny: Config, misled:
 
 def test_a_withdrawal_is_resumed(world: TaxiMDP, tiny: Config, misled: list[bool], tmp_path: Path) -> None:
     """What was learned from a refuted certificate outlives the process."""
+    agent = SafeM3UCRL(world, tiny, seed=1)
     with pytest.warns(UserWarning, match="withdrawn"):
-        agent = SafeM3UCRL(world, tiny, seed=1)
         agent.learn(3)
     resumed = SafeM3UCRL.load(agent.save(tmp_path))
     assert resumed.learn(2) == agent.learn(2)
