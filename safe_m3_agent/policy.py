@@ -24,9 +24,9 @@ class PolicyConfig:
     Attributes:
         kind: ``"field"``: one learnable action per cell, blind to ``mu`` (``L_pi = 0`` in the distribution, so an adversary has
             nothing to exploit); ``"network"``: a network of position and ``mu``.
-        per_step: A field of its own for every step of the episode instead of one for all.
+        per_step: A policy of its own for every step of the episode, field and network, instead of one for all.
         hidden: Hidden widths of the network.
-        residual: Add such a field to the network, so that neighbouring cells can differ; ``False`` is the published policy.
+        residual: Add a field to the network, so that neighbouring cells can differ; ``False`` is the published policy.
     """
 
     kind: PolicyKind = "field"
@@ -41,10 +41,6 @@ class PolicyConfig:
             raise ValueError(f"policy.hidden must name at least one width, got {self.hidden!r}")
         for layer, width in enumerate(self.hidden):
             whole_number(f"policy.hidden[{layer}]", width, least=1)
-        if self.kind == "network" and self.per_step and not self.residual:
-            raise ValueError(
-                "policy.per_step must be False for a network without a residual field, got True: it has nothing per step"
-            )
 
 
 class Policy(nn.Module, ABC):
@@ -123,23 +119,20 @@ class FieldPolicy(Policy):
         return self.logits[min(t, len(self.logits) - 1)]
 
 
-class NetworkPolicy(Policy):
-    """A network of position and distribution, plus, unless told otherwise, a learnable field: neighbouring cells can differ.
+class Network(nn.Module):
+    """A network of position and distribution, before the bound on actions.
 
     The first layer is split, ``W_s s + W_mu (K mu)``, so that the distribution's part is computed once for a whole fleet
-    instead of being repeated per taxi. On a ring ``s`` is its sine and cosine. The last layer starts at zero: a new policy
-    stays put.
+    instead of being repeated per taxi. On a ring ``s`` is its sine and cosine. The last layer starts at zero.
 
     Args:
         mdp: The world; it gives grid, dtype and device.
         hidden: Hidden widths, at least one.
         generator: Source of the initial weights.
-        steps: Number of residual fields: 1, or the horizon for one per step; 0 for none.
     """
 
-    def __init__(self, mdp: MeanFieldMDP, hidden: tuple[int, ...], generator: torch.Generator, steps: int = 1) -> None:
+    def __init__(self, mdp: MeanFieldMDP, hidden: tuple[int, ...], generator: torch.Generator) -> None:
         super().__init__()
-        self.grid = mdp.grid
 
         def layer(inputs: int, outputs: int, *, bias: bool = True, zero: bool = False) -> nn.Linear:
             # skip_init: nn.Linear would draw from torch's global generator.
@@ -152,44 +145,27 @@ class NetworkPolicy(Policy):
                 nn.init.zeros_(linear.bias)
             return linear
 
-        self.space = mdp.space
+        self.space, self.cells = mdp.space, mdp.grid.size
         centers = mdp.grid.centers(dtype=mdp.dtype, device=mdp.device)
-        self.from_position = layer(self.space.coordinates(centers).shape[-1], hidden[0])
+        width = self.space.coordinates(centers).shape[-1]
+        self.from_position = layer(width, hidden[0])
         self.from_mu = layer(mdp.grid.size, hidden[0], bias=False)
         self.inner = nn.ModuleList(layer(a, b) for a, b in pairwise(hidden))
         self.out = layer(hidden[-1], mdp.grid.dimension, zero=True)
-        self.residual = FieldPolicy(mdp, steps) if steps else None
-        self.register_buffer("centers", centers, persistent=False)
 
-    def prepared(self) -> Field:
-        assert isinstance(self.centers, Tensor)
-        return _NetworkField(self, self.from_position(self.space.coordinates(self.centers)))
-
-    def per_cell(self) -> list[nn.Parameter]:
-        return [] if self.residual is None else self.residual.per_cell()
-
-    def at(self, mu: Tensor, t: int) -> Callable[[Tensor], Tensor]:
-        common = self._of_distribution(mu) + self.from_position.bias
-        residual = None if self.residual is None else self.residual.raw(t)
-
-        def act(positions: Tensor) -> Tensor:
-            coordinates = self.space.coordinates(positions)
-            raw = self._upper(nn.functional.linear(coordinates, self.from_position.weight, common))
-            return (raw if residual is None else raw + residual.index_select(0, self.grid.index(positions))).tanh()
-
-        return act
-
-    def network(self, located: Tensor, mu: Tensor) -> Tensor:
-        """The network's part before its bound, ``[..., n, d]``, from the positions' part of the first layer ``[n, h]``."""
-        return self._upper(located + self._of_distribution(mu).unsqueeze(-2))
-
-    def _of_distribution(self, mu: Tensor) -> Tensor:
-        # K mu is of order one, as the layers' initial scale expects.
-        part: Tensor = self.from_mu(mu * self.grid.size)
+    def located(self, positions: Tensor) -> Tensor:
+        """The positions' part of the first layer, ``[n, h]``, of positions ``[n, d]``."""
+        part: Tensor = self.from_position(self.space.coordinates(positions))
         return part
 
-    def _upper(self, hidden: Tensor) -> Tensor:
-        """What is above the first layer, whose sum is given, ``[..., n, h]`` and not kept."""
+    def of_distribution(self, mu: Tensor) -> Tensor:
+        """The distribution's part of the first layer, ``[..., h]``."""
+        # K mu is of order one, as the layers' initial scale expects.
+        part: Tensor = self.from_mu(mu * self.cells)
+        return part
+
+    def upper(self, hidden: Tensor) -> Tensor:
+        """What is above the first layer, whose sum is given, ``[..., n, h]`` and not kept: ``[..., n, d]``."""
         # In place: no one else needs the sums. In two dimensions: a layer's output is then no view, whose change in place
         # would cost the gradient two copies.
         *batch, _ = hidden.shape
@@ -198,6 +174,58 @@ class NetworkPolicy(Policy):
             hidden = nn.functional.leaky_relu(layer(hidden), inplace=True)
         out: Tensor = self.out(hidden).unflatten(0, batch)
         return out
+
+
+class NetworkPolicy(Policy):
+    """A :class:`Network`, plus, unless told otherwise, a learnable field: neighbouring cells can differ.
+
+    Args:
+        mdp: The world; it gives grid, dtype and device.
+        hidden: Hidden widths, at least one.
+        generator: Source of the initial weights.
+        steps: Number of networks, and of residual fields: 1, or the horizon for one per step.
+        residual: Whether there are residual fields.
+    """
+
+    def __init__(
+        self,
+        mdp: MeanFieldMDP,
+        hidden: tuple[int, ...],
+        generator: torch.Generator,
+        steps: int = 1,
+        *,
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.grid = mdp.grid
+        self.networks = nn.ModuleList(Network(mdp, hidden, generator) for _ in range(steps))
+        self.residual = FieldPolicy(mdp, steps) if residual else None
+        self.register_buffer("centers", mdp.grid.centers(dtype=mdp.dtype, device=mdp.device), persistent=False)
+
+    def prepared(self) -> Field:
+        assert isinstance(self.centers, Tensor)
+        return _NetworkField(self, [self.network(t).located(self.centers) for t in range(len(self.networks))])
+
+    def per_cell(self) -> list[nn.Parameter]:
+        return [] if self.residual is None else self.residual.per_cell()
+
+    def at(self, mu: Tensor, t: int) -> Callable[[Tensor], Tensor]:
+        network = self.network(t)
+        common = network.of_distribution(mu) + network.from_position.bias
+        residual = None if self.residual is None else self.residual.raw(t)
+
+        def act(positions: Tensor) -> Tensor:
+            coordinates = network.space.coordinates(positions)
+            raw = network.upper(nn.functional.linear(coordinates, network.from_position.weight, common))
+            return (raw if residual is None else raw + residual.index_select(0, self.grid.index(positions))).tanh()
+
+        return act
+
+    def network(self, t: int) -> Network:
+        """The network of step ``t``."""
+        network = self.networks[min(t, len(self.networks) - 1)]
+        assert isinstance(network, Network)
+        return network
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,13 +241,15 @@ class _FixedField:
 
 @dataclass(frozen=True, eq=False)
 class _NetworkField:
-    """A network at the cell centres."""
+    """A network policy at the cell centres."""
 
     policy: NetworkPolicy
-    located: Tensor  #: the centres' part of the first layer [K, h]
+    located: list[Tensor]  #: the centres' part of each network's first layer [K, h]
 
     def field(self, mu: Tensor, t: int) -> Tensor:
-        raw, residual = self.policy.network(self.located, mu), self.policy.residual
+        network, residual = self.policy.network(t), self.policy.residual
+        located = self.located[min(t, len(self.located) - 1)]
+        raw = network.upper(located + network.of_distribution(mu).unsqueeze(-2))
         return (raw if residual is None else raw + residual.raw(t)).tanh()
 
 
@@ -251,4 +281,4 @@ def make_policy(config: PolicyConfig, mdp: MeanFieldMDP, generator: torch.Genera
     steps = mdp.horizon if config.per_step else 1
     if config.kind == "field":
         return FieldPolicy(mdp, steps)
-    return NetworkPolicy(mdp, config.hidden, generator, steps if config.residual else 0)
+    return NetworkPolicy(mdp, config.hidden, generator, steps, residual=config.residual)

@@ -17,6 +17,7 @@ KINDS = [
     PolicyConfig("network", hidden=(8,)),
     PolicyConfig("network", per_step=True, hidden=(8, 6)),
     PolicyConfig("network", hidden=(8,), residual=False),
+    PolicyConfig("network", per_step=True, hidden=(8,), residual=False),
 ]
 
 
@@ -74,7 +75,7 @@ def test_batch_equals_loop(config: PolicyConfig, world: TaxiMDP) -> None:
 
 @pytest.mark.parametrize("config", KINDS)
 def test_only_per_step_policies_differ_between_steps(config: PolicyConfig, world: TaxiMDP) -> None:
-    """``per_step`` gives every step of the episode a field of its own; without it all steps are alike."""
+    """``per_step`` gives every step of the episode a policy of its own; without it all steps are alike."""
     policy, mu = disturbed(config, world), distributions(world)
     fields = [policy.field(mu, t) for t in range(world.horizon)]
     same = [torch.equal(fields[0], field) for field in fields[1:]]
@@ -92,15 +93,16 @@ def test_only_the_network_sees_the_distribution(world: TaxiMDP) -> None:
 def test_split_first_layer_is_the_whole_one(world: TaxiMDP) -> None:
     """Computing the distribution's part once per fleet gives what concatenating it to every taxi gives."""
     policy, mu, positions = disturbed(KINDS[3], world), distributions(world), torch.rand(9, 2)
-    assert isinstance(policy, NetworkPolicy)
+    assert isinstance(policy, NetworkPolicy) and policy.residual is not None
+    network = policy.network(2)
     whole = torch.nn.Linear(2 + world.grid.size, 8)
     with torch.no_grad():
-        whole.weight.copy_(torch.cat([policy.from_position.weight, policy.from_mu.weight], 1))
-        whole.bias.copy_(policy.from_position.bias)
+        whole.weight.copy_(torch.cat([network.from_position.weight, network.from_mu.weight], 1))
+        whole.bias.copy_(network.from_position.bias)
     inputs = torch.cat([positions, (world.grid.size * mu).expand(9, -1)], -1)
     hidden = torch.nn.functional.leaky_relu(whole(inputs))
-    hidden = torch.nn.functional.leaky_relu(policy.inner[0](hidden))
-    expected = (policy.out(hidden) + policy.residual.raw(2)[world.grid.index(positions)]).tanh()
+    hidden = torch.nn.functional.leaky_relu(network.inner[0](hidden))
+    expected = (network.out(hidden) + policy.residual.raw(2)[world.grid.index(positions)]).tanh()
     torch.testing.assert_close(policy(positions, mu, 2), expected)
 
 
@@ -109,7 +111,7 @@ def test_a_fleet_computes_the_distributions_part_once_a_step(world: TaxiMDP, mon
     policy = disturbed(KINDS[2], world)
     assert isinstance(policy, NetworkPolicy)
     calls: list[int] = []
-    policy.from_mu.register_forward_hook(lambda *_: calls.append(1))
+    policy.network(0).from_mu.register_forward_hook(lambda *_: calls.append(1))
     monkeypatch.setitem(POLICY_CHUNK, "cpu", 10)
     FleetSimulator(world, 100, resolution="continuous").rollout(policy)
     assert len(calls) == world.horizon
@@ -129,7 +131,7 @@ def test_same_generator_same_network(world: TaxiMDP) -> None:
         make_policy(KINDS[2], world, torch.Generator().manual_seed(seed)).state_dict() for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(first["from_mu.weight"], other["from_mu.weight"])
+    assert not torch.equal(first["networks.0.from_mu.weight"], other["networks.0.from_mu.weight"])
 
 
 def test_a_step_after_the_last_field_uses_the_last(world: TaxiMDP) -> None:
@@ -145,7 +147,6 @@ def test_a_step_after_the_last_field_uses_the_last(world: TaxiMDP) -> None:
         ({"kind": "tree"}, "'field' or 'network', got 'tree'"),
         ({"hidden": ()}, "hidden"),
         ({"hidden": (8, 0)}, r"policy.hidden\[1\] must be an integer >= 1, got 0"),
-        ({"kind": "network", "per_step": True, "residual": False}, "per_step must be False"),
     ],
 )
 def test_settings_are_validated(options: dict[str, object], message: str) -> None:
