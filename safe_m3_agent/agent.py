@@ -36,6 +36,7 @@ from safe_m3_agent.planners.planner import part_of
 from safe_m3_agent.policy import Policy, copied_into, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
+from safe_m3_agent.trust import Trust
 
 #: What :meth:`SafeM3UCRL.learn` calls: a callback, or a function of agent and episode that may return False to stop.
 AnyCallback = Callback | Callable[["SafeM3UCRL", Episode], object]
@@ -97,6 +98,7 @@ class SafeM3UCRL:
         directions = self.model.members + (0 if self.trips is None else self.trips.members)
         self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), mdp.initial().new_zeros(0, directions))
         self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
+        self._trust = Trust()
         self.calibration = Calibration(
             members=self.model.members,
             moves=mdp.horizon * mdp.grid.dimension,
@@ -251,14 +253,17 @@ class SafeM3UCRL:
 
     def _episode(self) -> Episode:
         """An episode, whole or not at all: it has happened once it is in the history, and what ends it before undoes it."""
-        before, number = self._state(), len(self.history)
+        before, number, refuted = self._state(), len(self.history), self._trust.refuted
         try:
             self.history.append(self._executed())
         except BaseException:  # an interrupt as well
             if len(self.history) == number:
                 self._restore(*before)
             raise
-        return self.history[-1]
+        episode = self.history[-1]
+        if self._trust.refuted > refuted:
+            self._trust.warn(number, episode.min_margin)
+        return episode
 
     def _executed(self) -> Episode:
         """Improve, execute, observe, learn; and what there is to say of it."""
@@ -267,11 +272,12 @@ class SafeM3UCRL:
         calibrated = self.config.calibrate and certifies
         tau = self.calibration.tau if calibrated else 1.0
         beta = self.calibration.width(tau, least=self.config.beta) if calibrated else self.config.beta
+        beta = self._trust.width(beta, least=self.calibration.quantile)
         learned = HallucinatedMDP(self.mdp, self.model, beta, self.trips)
         planned = learned.with_lemma2(self.config.lipschitz) if self.config.tightening == "lemma2" else learned
         planned = planned.for_fleet(self.config.fleet) if self.config.fleet else planned
         decision = self._improvement.improve(planned, self._policy, self._generator, transitions=self._transitions.size)
-        self._policy = decision.policy
+        before, self._policy = self._policy, decision.policy
         with torch.no_grad():
             epistemic = learned.rollout(self._policy).uncertainty.mean()
             executed = self.mdp.rollout(self._policy)
@@ -282,6 +288,9 @@ class SafeM3UCRL:
         self.model.fit(self._transitions, self._generator)
         if self.trips is not None:
             self.trips.fit(seen.trips)
+        if self._trust.withdraws(executed, taken=decision.taken):
+            self._policy = before
+            self._improvement.start_over()
         return Episode(
             episode=len(self.history),
             objective=decision.objective,
@@ -310,7 +319,7 @@ class SafeM3UCRL:
             **{f"transitions.{name}": value for name, value in self._transitions._asdict().items()},
             **{f"held_out.{name}": value for name, value in self.calibration.held_out._asdict().items()},
         }
-        return tensors, {"device": self.mdp.device.type, **facts}
+        return tensors, {"device": self.mdp.device.type, **self._trust.state(), **facts}
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Take over what :meth:`_state` gave."""
@@ -321,6 +330,7 @@ class SafeM3UCRL:
             self.trips.load_state(part_of(tensors, "trips."))
         self._transitions = Transitions(**part_of(tensors, "transitions."))
         self.calibration.held_out = HeldOut(**part_of(tensors, "held_out."))
+        self._trust.load_state(facts)
         self._restore_generator(tensors["generator"].cpu(), facts["device"])
 
     def _restore_generator(self, state: Tensor, device: str) -> None:

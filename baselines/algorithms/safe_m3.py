@@ -19,6 +19,7 @@ BASE = Config(model="gp")
 #: Settings by name, and what tables call them.
 VARIANTS: dict[str, tuple[str, Config]] = {
     "safe-m3": ("Safe-M3 (BPTT)", BASE),
+    "safe-m3-fleet": ("Safe-M3 (BPTT), planned for 10,000 taxis", replace(BASE, fleet=10_000)),
     "safe-m3-ensemble": ("Safe-M3 (BPTT, ensemble)", Config()),
     "safe-m3-ddpg": (
         "Safe-M3 (DDPG)",
