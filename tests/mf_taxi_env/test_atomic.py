@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -64,11 +63,13 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> N
     target, neighbour = tmp_path / "checkpoint", tmp_path / "checkpoint.json"
     target.write_text("old")
     with subprocess.Popen([sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "writing\n"
-        (half,) = set(tmp_path.iterdir()) - {target}
-        write(target, "new")
-        assert half.read_text() == "half a che", "a living process's"
-        process.send_signal(signal.SIGKILL)
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "writing\n"
+            (half,) = set(tmp_path.iterdir()) - {target}
+            write(target, "new")
+            assert half.read_text() == "half a che", "a living process's"
+        finally:
+            process.kill()
     assert target.read_text() == "new" and half.exists()
     write(neighbour, "{}")
     assert half.exists(), "another target's"
