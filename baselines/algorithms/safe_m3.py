@@ -35,9 +35,9 @@ VARIANTS: dict[str, tuple[str, Config]] = {
     ),
     "safe-m3-known": ("Safe-M3 (BPTT, motion known)", Config(model="known")),
     "m3-ucrl": ("M3-UCRL", replace(BASE, constrained=False)),
-    # Of arXiv 2306.17052, Section 5 and Appendix C, and its published configuration files: weight 1, L_h = 0.1 (the constraints'
-    # own), beta 1, a network fed the distribution, Adam at 1e-4 in the model itself, representative taxis that follow the policy,
-    # every plan executed. Theirs takes up to 20,000 steps per plan; the ensemble, the noise and the relaxed barrier are ours.
+    # Of arXiv 2306.17052, Section 5 and Appendix C, and its published configuration files: weight 1, L_h = 0.1 (that of the
+    # constraints), beta 1, a network fed the distribution, Adam at 1e-4 in the model itself, representative taxis that follow
+    # the policy, every plan executed. Theirs takes up to 20,000 steps per plan; ensemble, noise and relaxed barrier are ours.
     "published": (
         "Safe-M3-UCRL (published settings)",
         Config(
