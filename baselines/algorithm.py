@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -103,6 +103,8 @@ class Algorithm:
 
 
 _ALGORITHMS: dict[str, Algorithm] = {}
+#: Names that scripts and modules have registered, by where those are.
+_ADDED: dict[str, set[str]] = {}
 
 
 def register(name: str, *, label: str | None = None, oracle: bool = False, settings: object = None) -> Callable[[Train], Train]:
@@ -145,17 +147,30 @@ def find_algorithm(name: str) -> Algorithm:
             A script's folder is put on ``sys.path``.
 
     Raises:
-        ValueError: If there is no such file, or no algorithm of that name.
+        ValueError: If there is no such file, no algorithm of that name, or none that script or module registers.
     """
     source, _, short = name.rpartition(":")
+    own = _added_by(source) if source else algorithms().keys()
+    if short not in own:
+        known = f"{source} registers {sorted(own)}" if source else f"algorithm must be one of {sorted(own)}"
+        raise ValueError(f"{known}; allowed are such a name, path/to/script.py:NAME and package.module:NAME, got {name!r}")
+    return algorithms()[short]
+
+
+def _added_by(source: str) -> Set[str]:
+    """The names that a script or module registers, itself or by what it imports: another's would be recorded as its own."""
+    before, where = algorithms(), source
     if source.endswith(".py"):
+        where = str(Path(source).absolute())
         _run_script(Path(source))
-    elif source:
+    else:
         importlib.import_module(source)
-    known = algorithms()
-    if short not in known:
-        raise ValueError(f"algorithm must be one of {sorted(known)}, or path/to/script.py:NAME, got {name!r}")
-    return known[short]
+    # What was imported before is not run again: a module's are told by where they are from, others were noted the first time.
+    own = _ADDED.setdefault(where, set())
+    for name, one in algorithms().items():
+        if before.get(name) is not one or f"{one.train.__module__}.".startswith(f"{source}."):
+            own.add(name)
+    return own & algorithms().keys()
 
 
 def _run_script(path: Path) -> None:

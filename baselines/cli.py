@@ -45,7 +45,7 @@ def run(
     """Let algorithms learn under one budget. The same command goes on with what is missing.
 
     Args:
-        algorithms: Names of registered algorithms, or `path/to/script.py:NAME` for one that a script registers.
+        algorithms: Names of registered algorithms; `path/to/script.py:NAME` or `package.module:NAME` for others.
         scenarios: Names of cities, or paths of .npz files made by `mf-taxi build`.
         seeds: Runs of every algorithm in every city, each with a seed of its own.
         first_seed: The first seed; the others follow.
@@ -100,6 +100,7 @@ def table(
     runs: tyro.conf.Positional[tuple[Path, ...]],
     out: Path,
     page: Path | None = None,
+    notes: Path | None = None,
     format: tuple[Literal["png", "pdf", "svg"], ...] = ("png",),  # noqa: A002 - the flag's name
 ) -> None:
     """Make the leaderboard from recorded runs: tables as Markdown and CSV, learning curves, performance profiles.
@@ -108,9 +109,10 @@ def table(
         runs: Folders that `run` recorded in.
         out: Folder of the tables and pictures.
         page: Write the leaderboard as a page of the documentation as well, its pictures into `images` beside it.
+        notes: Remarks in Markdown that are put under the page's introduction; a page is written whole, edits by hand are lost.
         format: Formats of the pictures.
     """
-    print(make_leaderboard(runs, out, page, format))
+    print(make_leaderboard(runs, out, page, format, notes))
 
 
 def _announce(benchmark: Benchmark, plans: Sequence[Plan], margins: dict[str, float], where: str) -> None:

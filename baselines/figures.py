@@ -13,8 +13,9 @@ from baselines.collected import Section, counted, final
 from baselines.learning_curves import LearningCurve, learning_curve
 from baselines.standings import Standing
 from baselines.statistics import Values, performance_profile
+from baselines.table import ONE_SEED, with_gaps
 from mf_taxi_env.render import new_figure
-from safe_m3_agent.figures.drawing import Drawing, Table
+from safe_m3_agent.figures.drawing import Drawing
 from safe_m3_agent.figures.seeds import Summary
 from safe_m3_agent.figures.style import BLACK, BLUE, GREY, ORANGE, PURPLE, RED, SKY, caption, clean
 
@@ -58,7 +59,7 @@ def learning(section: Section, order: Sequence[Standing]) -> Drawing:
         figure,
         "Solid: score of the policy in hand, interquartile mean over seeds, band: its 95 % bootstrap interval; a policy that "
         f"violates counts as 0, scores below {LOWEST:g} are drawn there. Dot: end of learning. Red, dashed: share of the "
-        "episodes executed so far that violate. Grey: the other algorithms.",
+        f"episodes executed so far that violate. Grey: the other algorithms.{_without_band([curve.score for curve in curves])}",
     )
     columns = ["algorithm", "env_steps", "score", "score_low", "score_high", "episodes_violated"]
     rows = [
@@ -66,7 +67,7 @@ def learning(section: Section, order: Sequence[Standing]) -> Drawing:
         for one, curve in zip(order, curves, strict=True)
         for numbers in zip(curve.env_steps, *curve.score, curve.violated, strict=True)
     ]
-    return Drawing(figure, {"": Table(columns, rows)})
+    return Drawing(figure, {"": with_gaps(columns, rows)})
 
 
 def profiles(sections: Sequence[Section], order: Sequence[Standing]) -> Drawing:
@@ -92,7 +93,7 @@ def profiles(sections: Sequence[Section], order: Sequence[Standing]) -> Drawing:
     caption(
         figure,
         "Share of the runs whose final policy keeps the constraints and scores above a level; band: its pointwise 95 % "
-        "interval by a bootstrap stratified by city. Grey: the other algorithms.",
+        f"interval by a bootstrap stratified by city. Grey: the other algorithms.{_without_band(shares)}",
     )
     columns = ["algorithm", "level", "share", "share_low", "share_high"]
     rows = [
@@ -100,7 +101,7 @@ def profiles(sections: Sequence[Section], order: Sequence[Standing]) -> Drawing:
         for one, share in zip(order, shares, strict=True)
         for numbers in zip(LEVELS, *share, strict=True)
     ]
-    return Drawing(figure, {"": Table(columns, rows)})
+    return Drawing(figure, {"": with_gaps(columns, rows)})
 
 
 def _panels(order: Sequence[Standing]) -> tuple[Figure, list[Axes]]:
@@ -122,8 +123,14 @@ def _panels(order: Sequence[Standing]) -> tuple[Figure, list[Axes]]:
 
 def _line(axes: Axes, at: Values, height: Summary, color: str) -> None:
     axes.step(at, np.maximum(height.mean, LOWEST), where="post", color=color, linewidth=2, zorder=3)
-    low, high = (np.maximum(edge, LOWEST) for edge in (height.low, height.high))
-    axes.fill_between(at, low, high, color=color, alpha=0.2, linewidth=0, step="post", zorder=2)
+    if not np.isnan(height.low).any():
+        low, high = (np.maximum(edge, LOWEST) for edge in (height.low, height.high))
+        axes.fill_between(at, low, high, color=color, alpha=0.2, linewidth=0, step="post", zorder=2)
+
+
+def _without_band(heights: Sequence[Summary]) -> str:
+    """What a caption says of lines that have no interval."""
+    return f" {ONE_SEED}" * any(np.isnan(height.low).any() for height in heights)
 
 
 def _held(curve: LearningCurve, end: float) -> tuple[Values, Values]:

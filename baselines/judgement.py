@@ -11,11 +11,11 @@ from torch import Tensor
 
 from baselines.heuristics import Stay
 from mf_taxi_env import FleetSimulator, TaxiMDP, certified_bound, score
-from mf_taxi_env.bound import MARGIN_TOLERANCE, demand_match, stay_return
+from mf_taxi_env.bound import demand_match, kept, stay_return
 from mf_taxi_env.fleet_metrics import episode_metrics, fleet_metrics, over_runs
 from mf_taxi_env.fleet_policy import FleetPolicy, checked
 from mf_taxi_env.information import entropy_fraction
-from mf_taxi_env.mdp import Field
+from mf_taxi_env.mdp import Field, Trajectory
 
 #: By how many nats a return may exceed the certified bound: more than float32 rounds in an episode, and than the margins that
 #: count as kept are worth; less than a table shows.
@@ -43,16 +43,24 @@ class Judge:
     Args:
         world: The true world, its rewards of the distribution that an action causes. It is nobody else's: an algorithm that
             writes to its own world changes no number.
+
+    Raises:
+        ValueError: If no policy can earn more than staying put: there is nothing to score.
     """
 
     def __init__(self, world: TaxiMDP) -> None:
         self.world = world
         self.bound = certified_bound(world)
         self.stay = stay_return(world)
+        if not self.bound.reward - self.stay > world.horizon * self.bound.gap:
+            raise ValueError(
+                f"scores need a city in which more can be earned than by staying put, {self.stay:.6f} nats; "
+                f"in this one the certified bound is {self.bound.reward:.6f}"
+            )
 
     @torch.no_grad()
     def __call__(self, policy: Field) -> tuple[Judgement, Tensor]:
-        """Execute a policy. As in a score, a margin above ``-1e-6`` counts as kept.
+        """Execute a policy. A margin in float64 above ``-1e-6`` counts as kept; who violates, and nobody else, has no score.
 
         Returns:
             The numbers, and the distributions ``mu_0 .. mu_T``, ``[T + 1, K]``.
@@ -63,22 +71,21 @@ class Judge:
             ValueError: If an action is not finite, leaves ``[-1, 1]``, or the field has the wrong shape.
         """
         executed = self.world.rollout(_Checked(policy, self.world))
-        caused = executed.mu[1:]
+        caused, margins = executed.mu[1:], _margins(executed, self.world)
         judgement = Judgement(
             score=score(caused, self.world),
             reward=float(executed.returns),
-            min_margin=float(executed.worst_margin),
+            min_margin=_worst(margins),
             kl=-demand_match(caused.double(), self.world) / self.world.horizon,
             entropy=float(entropy_fraction(caused).min()),
-            violations=int((~(executed.margins >= -MARGIN_TOLERANCE)).any(-1).sum()),
+            violations=int((~kept(margins)).any(-1).sum()),
         )
         self._check(judgement)
         return judgement, executed.mu
 
     def _check(self, judgement: Judgement) -> None:
         most = self.bound.upper + RETURN_TOLERANCE
-        possible = self.bound.reward - self.stay
-        highest = 1.0 + (most - self.bound.reward) / possible if possible > 0 else float("inf")
+        highest = 1.0 + (most - self.bound.reward) / (self.bound.reward - self.stay)
         if (judgement.violations == 0 and judgement.reward > most) or judgement.score > highest:
             raise BoundExceededError(
                 f"a policy that keeps the constraints earned {judgement.reward:.6f} nats (score {judgement.score:.6f}); "
@@ -89,7 +96,16 @@ class Judge:
 @torch.no_grad()
 def stay_margin(world: TaxiMDP) -> float:
     """The smallest margin of an episode in which everybody stays put: below 0, a score of 0 is that of an unsafe fleet."""
-    return float(world.rollout(Stay(world)).worst_margin)
+    return _worst(_margins(world.rollout(Stay(world)), world))
+
+
+def _margins(executed: Trajectory, world: TaxiMDP) -> Tensor:
+    """Margins ``[T, n_constraints]`` of an episode, in float64 as in a score: the world's own are rounded."""
+    return world.margins(executed.mu[1:].double())
+
+
+def _worst(margins: Tensor) -> float:
+    return float(margins.min()) if margins.numel() else math.inf
 
 
 @torch.no_grad()

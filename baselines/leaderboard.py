@@ -8,6 +8,7 @@ from pathlib import Path
 from baselines.collected import collect
 from baselines.figures import learning, profiles
 from baselines.page import page_text
+from baselines.plans import portable
 from baselines.standings import aggregate, standings
 from baselines.table import as_table, markdown, unfinished
 from mf_taxi_env.atomic import replacing
@@ -15,11 +16,13 @@ from mf_taxi_env.render import save_figure
 from safe_m3_agent.figures.drawing import Drawing, save_drawing, save_table
 
 PAGE_FILE, TABLE_FILE = "leaderboard.md", "leaderboard.csv"
-#: Beside a page of the documentation: its pictures, and what it links to.
-IMAGES, DEFINED = "images", "[Benchmark](benchmark.md)"
+#: Beside a page of the documentation: its pictures.
+IMAGES = "images"
 
 
-def make_leaderboard(folders: Sequence[Path], out: Path, page: Path | None, formats: Sequence[str]) -> str:
+def make_leaderboard(
+    folders: Sequence[Path], out: Path, page: Path | None, formats: Sequence[str], notes: Path | None = None
+) -> str:
     """Write ``leaderboard.md``, ``leaderboard.csv``, and pictures with their numbers.
 
     Args:
@@ -27,14 +30,16 @@ def make_leaderboard(folders: Sequence[Path], out: Path, page: Path | None, form
         out: Where to write; made where it is missing.
         page: A page to write as well, with PNG pictures in a folder beside it; None for none.
         formats: Formats of the pictures in ``out``.
+        notes: Remarks in Markdown that follow the page's introduction; None for none.
 
     Returns:
         What a person wants to see at once: the tables, what does not count, and the files.
 
     Raises:
         ValueError: If there are no runs, a file is not readable, or runs do not go together.
-        OSError: If a file cannot be written.
+        OSError: If a file cannot be written, or the notes cannot be read.
     """
+    remarks = notes.read_text(encoding="utf-8") if notes is not None else ""
     sections = collect(folders)
     ranked = {section.name: standings(section) for section in sections}
     overall = aggregate(sections)
@@ -49,10 +54,14 @@ def make_leaderboard(folders: Sequence[Path], out: Path, page: Path | None, form
     for name, drawing in drawings.items():
         files += save_drawing(drawing, out, name, formats)
     images = {name: f"{name}.{formats[0]}" for name in drawings}
-    files.append(_write(out / PAGE_FILE, page_text(sections, ranked, overall, images, "docs/benchmark.md")))
+    named = {"--page": page, "--notes": notes}
+    options = [word for name, file in named.items() if file is not None for word in (name, portable(str(file)))]
+    text = page_text(sections, ranked, overall, images, notes=remarks, options=options)
+    files.append(_write(out / PAGE_FILE, text))
     if page is not None:
         images = _save_images(drawings, page.parent / IMAGES)
-        files.append(_write(page, page_text(sections, ranked, overall, images, DEFINED)))
+        text = page_text(sections, ranked, overall, images, in_docs=True, notes=remarks, options=options)
+        files.append(_write(page, text))
     tables = [f"{section.name}\n{markdown(ranked[section.name])}" for section in overall.sections]
     tables += [f"all cities\n{markdown(overall.standings)}"] * bool(overall.standings)
     tables += [f"No table of all cities: {overall.reason}"] * bool(overall.reason)

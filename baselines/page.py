@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from baselines.collected import Section, final
+from baselines.run_folder import RecordedRun
 from baselines.standings import Aggregate, Standing
 from baselines.table import markdown, unfinished
 
@@ -20,8 +21,13 @@ finite fleets.
 
 - **score**: share of the possible, 0 = staying put, 1 = certified bound; interquartile mean over seeds with its 95 % bootstrap
   interval. A final policy that violates a constraint has no score and counts as 0, what the fleet earns if it is not used
-  and everybody stays put, which has to be safe itself; *violate at the end* says how many do.
+  and everybody stays put, which has to be safe itself; *violate at the end* says how many do, and *score of the others* is
+  that of the runs whose final policy keeps the constraints.
 - **episodes violated**: of the episodes executed in the true world while learning, over all seeds.
+- **demand served**: the share of requests that finite fleets serve; **fleets that violate**: those of them that break a
+  constraint at some step; **corrected**: those that still do after the correction for what few taxis lack in entropy. An agent
+  that is planned for the mean field keeps the constraint there, while finite fleets scatter about it; `Config.fleet`
+  (`safe-m3-fleet`) plans for fleets of a size.
 - **steps**, **seconds to 80 %**: until the policy in hand first had 80 % of the run's own final score; of runs that end above
   0.
 - † An oracle: it is given the true motion, which no operator knows. It says what is possible, not who learns best.
@@ -33,7 +39,10 @@ def page_text(
     ranked: dict[str, list[Standing]],
     overall: Aggregate,
     images: dict[str, str],
-    more: str,
+    *,
+    in_docs: bool = False,
+    notes: str = "",
+    options: Sequence[str] = (),
 ) -> str:
     """The leaderboard in Markdown.
 
@@ -43,9 +52,12 @@ def page_text(
         overall: Standings over all cities, or why there are none.
         images: Paths of pictures from where the page lies, by the name of their section; ``"profiles"`` is that of the
             performance profiles.
-        more: Where the columns are defined, in Markdown.
+        in_docs: Whether it lies among the pages of the documentation, and may link to them.
+        notes: Remarks by hand, in Markdown, that follow the introduction.
+        options: Further options of the command that makes this page.
     """
-    parts = ["# Leaderboard", INTRODUCTION + f"\nAll columns: {more}."]
+    parts = ["# Leaderboard", INTRODUCTION + f"\nAll columns: {_link('Benchmark', 'benchmark.md', in_docs)}."]
+    parts += [notes] * bool(notes.strip())
     if overall.standings:
         pooled = "Runs of all cities pooled; the bootstrap draws seeds within each city."
         parts += ["## All cities", pooled, markdown(overall.standings)]
@@ -61,23 +73,26 @@ def page_text(
             parts.append(f"![Learning curves, {section.name}]({images[section.name]})")
     if left := unfinished(sections):
         parts += ["## Not finished", "These runs do not count:", "\n".join(f"- {line}" for line in left)]
-    parts += ["## How this was measured", "```sh\n" + "\n".join(commands(sections)) + "\n```", _machines(sections)]
+    shown = "\n".join([*commands(sections), _table_command(sections, options)])
+    parts += ["## How this was measured", f"```sh\n{shown}\n```", *_files(sections, in_docs), _machines(sections)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
 def commands(sections: Sequence[Section]) -> list[str]:
     """Commands for a shell that make the finished runs again, one per set of seeds that some algorithms share.
 
-    Each section has a folder of its own, which runs in one world under two budgets need.
+    As many run at a time as there were at most; a Ray cluster is taken to be running. Each section has a folder of its own,
+    which runs in one world under two budgets need.
     """
     lines = []
     for section in sections:
-        by_seeds: dict[tuple[int, int], list[str]] = {}
+        by_seeds: dict[tuple[int, int], list[RecordedRun]] = {}
         for runs in section.finished.values():
-            for stretch in _stretches([run.settings.seed for run in runs]):
-                by_seeds.setdefault(stretch, []).append(runs[0].asked["algorithm"])
+            for first, count in _stretches([run.settings.seed for run in runs]):
+                mine = [run for run in runs if first <= run.settings.seed < first + count]
+                by_seeds.setdefault((first, count), []).extend(mine)
         settings, asked = section.settings, section.runs[0].asked
-        for (first, count), names in by_seeds.items():
+        for (first, count), runs in by_seeds.items():
             options = {
                 "--scenarios": asked["scenario"],
                 "--cells": asked["cells"],
@@ -88,11 +103,44 @@ def commands(sections: Sequence[Section]) -> list[str]:
                 "--taxis": settings.taxis,
                 "--fleet-runs": settings.fleet_runs,
                 "--device": settings.device,
-                "--out": f"runs/{section.name}",
+                **_at_a_time(runs),
+                "--out": _folder(section),
             }
+            names = dict.fromkeys(run.asked["algorithm"] for run in runs)
             words = ["python", "-m", "baselines", "run", "--algorithms", *names]
             lines.append(shlex.join(words + [str(word) for option in options.items() for word in option]))
     return lines
+
+
+def _at_a_time(runs: Sequence[RecordedRun]) -> dict[str, Any]:
+    """How many at a time, as options of ``run``."""
+    found = [start["at_a_time"] for run in runs for start in run.starts]
+    local = [count for count in found if count != "ray"]
+    return {"--workers": max(local)} if local else {"--ray": "auto"}
+
+
+def _folder(section: Section) -> str:
+    return f"runs/{section.name}"
+
+
+def _table_command(sections: Sequence[Section], options: Sequence[str]) -> str:
+    """The command that makes the leaderboard of such runs."""
+    folders = [_folder(section) for section in sections if section.finished]
+    return shlex.join(["python", "-m", "baselines", "table", *folders, "--out", "runs/table", *options])
+
+
+def _files(sections: Sequence[Section], in_docs: bool) -> list[str]:
+    """How the files of cities are made that the commands name."""
+    files = sorted({name for section in sections if (name := section.runs[0].asked["scenario"]).endswith(".npz")})
+    if not files:
+        return []
+    real, own = _link("Results", "results.md", in_docs), _link("Your own city", "own_city.md", in_docs)
+    return [f"How {', '.join(f'`{name}`' for name in files)} is built: {real} for the real city, else {own}."]
+
+
+def _link(title: str, page: str, in_docs: bool) -> str:
+    """A page of the documentation, from inside of it or from elsewhere."""
+    return f"[{title}]({page})" if in_docs else f"docs/{page}"
 
 
 def _stretches(seeds: Sequence[int]) -> list[tuple[int, int]]:
@@ -139,7 +187,7 @@ def _machines(sections: Sequence[Section]) -> str:
         for told, count in sorted(found.items())
     ]
     again = sum(len(run.starts) > 1 for run in runs)
-    return "\n".join([*lines, *([f"- Went on after a kill: {again} of {len(runs)} runs"] if again else [])])
+    return "\n".join([*lines, *([f"- Started more than once: {again} of {len(runs)} runs"] if again else [])])
 
 
 def _told(start: dict[str, Any]) -> dict[str, str]:

@@ -127,7 +127,7 @@ class Benchmark:
                         float(self.budget.seconds), torch.device(self.device).type, *fleets,
                     )  # fmt: skip
                     folder = self.out.absolute() / f"{_slug(city.name)}-k{self.cells}" / _slug(algorithm.name) / f"seed-{seed}"
-                    shown = {"algorithm": _portable(asked), "scenario": _portable(scenario), "cells": self.cells}
+                    shown = {"algorithm": portable(asked), "scenario": portable(scenario), "cells": self.cells}
                     if folder in plans:
                         raise ValueError(
                             f"two of these runs would be recorded in {folder}: give algorithms and cities other names"
@@ -159,7 +159,7 @@ def _digest(spec: str, algorithm: Algorithm) -> str | None:
     return hashlib.sha256(b"\n".join(parts)).hexdigest() if parts else None
 
 
-def _portable(name: str) -> str:
+def portable(name: str) -> str:
     """A name or file as it is shown in commands: of a file elsewhere on this machine, its name alone."""
     return Path(name).name if Path(name).is_absolute() else name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -64,9 +65,18 @@ def run_all(
         if error is None and not plan.finished:
             error = f"its result is not in {plan.folder}: the machines of a cluster need one disk for the benchmark's folder"
         if error is not None:
-            plan.folder.mkdir(parents=True, exist_ok=True)
-            (plan.folder / ERROR_FILE).write_text(error.rstrip() + "\n")
+            _leave(error, plan)
         yield plan, None if error is not None else read_result(plan.folder)
+
+
+def _leave(error: str, plan: Plan) -> None:
+    """Write a traceback to the run's folder; where the disk refuses, which is no reason to end other runs, to stderr."""
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(plan.folder / ERROR_FILE) as temporary:
+            temporary.write_text(error.rstrip() + "\n")
+    except OSError as refusal:
+        print(f"baselines: {plan.name} failed, and {ERROR_FILE} cannot be written: {refusal}\n{error}", file=sys.stderr)
 
 
 def carry_out(cities: dict[str, Scenario], plan: Plan, device: str, at_a_time: int | str) -> Refused | None:

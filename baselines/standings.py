@@ -16,6 +16,8 @@ from baselines.statistics import estimate
 LEARNED = 0.8
 #: How much of its budget a run may use, in steps or seconds, before the table marks it, as what is under way may be ended.
 ALLOWED = 1.2
+#: Characters of a commit in a table.
+SHORT = 9
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,11 @@ class Standing:
         label: What tables call it.
         oracle: Whether it is given the true motion.
         seeds: Finished runs.
+        commits: Commits that they were started at, short and ascending, with blanks between: ``+`` follows one where files
+            differed from it, ``-`` is outside a checkout.
         over_budget: Those of them that used more than 1.2 times their budget, of steps or of seconds.
         score: Mean final score; a policy that violates counts as 0.
-        score_low: Lower end of its 95 % interval.
+        score_low: Lower end of its 95 % interval; NaN where a scenario has one run only.
         score_high: Upper end.
         violated_at_end: Runs whose final policy violates.
         safe_score: Mean final score of the other runs; NaN where there are none.
@@ -53,6 +57,7 @@ class Standing:
     label: str
     oracle: bool
     seeds: int
+    commits: str
     over_budget: int
     score: float
     score_low: float
@@ -140,6 +145,7 @@ def standing(scenario: str, strata: Sequence[Sequence[RecordedRun]]) -> Standing
         label=runs[0].label,
         oracle=any(run.oracle for run in runs),
         seeds=len(runs),
+        commits=" ".join(sorted({_short(start["commit"]) for run in runs for start in run.starts})),
         over_budget=sum(over_budget(run) for run in runs),
         score=float(score.mean),
         score_low=float(score.low),
@@ -159,6 +165,12 @@ def standing(scenario: str, strata: Sequence[Sequence[RecordedRun]]) -> Standing
         fleets_violated=round(sum(fleet["violated"] * count for fleet, count in fleets)),
         fleets_corrected=corrected if math.isnan(corrected) else round(corrected),
     )
+
+
+def _short(commit: str | None) -> str:
+    """A commit as :func:`~baselines.provenance.commit` tells it, in few characters."""
+    head, _, changes = (commit or "-").partition(" ")
+    return head[:SHORT] + "+" * bool(changes)
 
 
 def over_budget(run: RecordedRun) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from safe_m3_agent.figures.seeds import CONFIDENCE, RESAMPLES, Summary, interquartile_mean
+from safe_m3_agent.figures.seeds import CONFIDENCE, RESAMPLES, Summary, interquartile_mean, summary
 
 Values = NDArray[np.float64]
 
@@ -30,14 +30,15 @@ def resampled(strata: Sequence[Values], seed: int = 0) -> Values:
 def estimate(strata: Sequence[Sequence[float]], seed: int = 0) -> Summary:
     """Interquartile mean over all values of all tasks, with its percentile interval by a stratified bootstrap.
 
-    With one task that is :func:`~safe_m3_agent.figures.seeds.summary`. A single value's interval is a point.
+    With one task that is :func:`~safe_m3_agent.figures.seeds.summary`, but for a single value.
 
     Args:
         strata: Values per task, one per seed each.
         seed: Seed of the resampling.
 
     Returns:
-        Numbers without dimensions; NaN where there are no values.
+        Numbers without dimensions; NaN where there are no values, and for the interval where a task has only one: what seeds
+        differ by is not known there, and a bootstrap would say that they do not.
 
     Example:
         >>> mean, low, high = estimate([[0.0, 1.0, 2.0, 9.0]])  # the outer quarters do not count
@@ -48,8 +49,15 @@ def estimate(strata: Sequence[Sequence[float]], seed: int = 0) -> Summary:
     if not given:
         nothing = np.array(math.nan)
         return Summary(nothing, nothing, nothing)
-    low, high = _interval(interquartile_mean(resampled(given, seed), axis=1))
+    low, high = _interval(interquartile_mean(resampled(given, seed), axis=1), given)
     return Summary(interquartile_mean(np.concatenate(given)), low, high)
+
+
+def over_seeds(values: Values) -> Summary:
+    """The :func:`~safe_m3_agent.figures.seeds.summary` of ``[seeds, ...]``; of one seed there is no interval: NaN."""
+    found = summary(values)
+    unknown = np.full_like(found.mean, math.nan)
+    return found if len(values) > 1 else Summary(found.mean, unknown, unknown)
 
 
 def performance_profile(strata: Sequence[Sequence[float]], levels: Values, seed: int = 0) -> Summary:
@@ -61,17 +69,20 @@ def performance_profile(strata: Sequence[Sequence[float]], levels: Values, seed:
         seed: Seed of the resampling.
 
     Returns:
-        Shares ``[n]``.
+        Shares ``[n]``; the interval is NaN where a task has only one run.
     """
     given = [np.asarray(values, dtype=np.float64) for values in strata if len(values)]
     samples = resampled(given, seed)
     # Level by level: all at once would hold resamples x runs x levels numbers.
     shares = np.stack([(samples > level).mean(1) for level in levels], axis=1)
     every = np.concatenate(given)
-    low, high = _interval(shares)
+    low, high = _interval(shares, given)
     return Summary((every[:, None] > levels).mean(0), low, high)
 
 
-def _interval(samples: Values) -> tuple[Values, Values]:
+def _interval(samples: Values, strata: Sequence[Values]) -> tuple[Values, Values]:
+    """Ends of the interval of each column of samples ``[resamples, ...]``; NaN where a stratum has a single value."""
+    if min(map(len, strata)) < 2:
+        return np.full(samples.shape[1:], math.nan), np.full(samples.shape[1:], math.nan)
     low, high = np.quantile(samples, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2), axis=0)
     return low, high

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from baselines.collected import Section
@@ -11,6 +11,10 @@ from baselines.standings import COLUMNS, Standing
 from safe_m3_agent.figures.drawing import Table
 
 NOTHING = "-"
+#: Marks rows of several commits.
+MIXED = "‡"
+#: Said of tables and pictures in which an algorithm has a single run, in one of the cities at least.
+ONE_SEED = "One seed: no interval."
 
 
 class Column(NamedTuple):
@@ -23,7 +27,7 @@ class Column(NamedTuple):
 #: The columns in their order.
 SHOWN = (
     Column("algorithm", lambda one: one.label.replace("|", "\\|") + (" †" if one.oracle else "")),
-    Column("runs", lambda one: f"{one.seeds}" + (f" ({one.over_budget} over budget)" if one.over_budget else "")),
+    Column("runs", lambda one: _runs(one)),
     Column("score", lambda one: _with_interval(one.score, one.score_low, one.score_high)),
     Column("violate at the end", lambda one: _of(one.violated_at_end, one.seeds)),
     Column("score of the others", lambda one: _number(one.safe_score, 3)),
@@ -48,12 +52,23 @@ def markdown(standings: Sequence[Standing]) -> str:
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *(f"\n{note}" for note in footnotes(standings))])
+
+
+def footnotes(standings: Sequence[Standing]) -> list[str]:
+    """What has to be said of some rows."""
+    notes = [f"{MIXED} The runs are of more than one commit."] * any(map(_mixed, standings))
+    return notes + [ONE_SEED] * any(math.isnan(one.score_low) for one in standings)
 
 
 def as_table(standings: Sequence[Standing]) -> Table:
     """All numbers, for programs."""
-    return Table(COLUMNS, [[getattr(one, name) for name in COLUMNS] for one in standings])
+    return with_gaps(COLUMNS, [[getattr(one, name) for name in COLUMNS] for one in standings])
+
+
+def with_gaps(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A table in which nothing stands for what is no number."""
+    return Table(columns, [["" if cell != cell else cell for cell in row] for row in rows])
 
 
 def unfinished(sections: Sequence[Section]) -> list[str]:
@@ -67,6 +82,15 @@ def unfinished(sections: Sequence[Section]) -> list[str]:
     return lines
 
 
+def _runs(one: Standing) -> str:
+    marks = [f"({one.over_budget} over budget)"] * bool(one.over_budget) + [MIXED] * _mixed(one)
+    return " ".join([f"{one.seeds}", *marks])
+
+
+def _mixed(one: Standing) -> bool:
+    return len(one.commits.split()) > 1
+
+
 def _number(value: float, digits: int) -> str:
     return NOTHING if math.isnan(value) else f"{value:,.{digits}f}"
 
@@ -77,4 +101,4 @@ def _of(count: float, total: int) -> str:
 
 def _with_interval(value: float, low: float, high: float) -> str:
     """A number with its interval, which a single run, or runs that are all alike, do not have."""
-    return f"{value:.3f}" if low == high else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if low < high else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""Steps per second of the env, single and batched, and memory of the push-forward, on this machine.
+"""Steps per second of the env, single and batched, seconds of its certified bound, and memory of the push-forward, here.
 
 Run: python benchmarks/environment.py [--threads 2] [--device cpu]
 
@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -19,9 +20,11 @@ import numpy as np
 import torch
 import tyro
 
-from mf_taxi_env import Grid
+from mf_taxi_env import Grid, TaxiMDP, certified_bound, load_scenario
 from mf_taxi_env.noise import TruncatedGaussian
 
+#: Weights of the log-barrier that the bound is timed with; 0 is none.
+BARRIERS = (0.0, 0.1)
 #: Noise of the city, in sides of the square.
 STD = 0.0175
 
@@ -73,6 +76,7 @@ def main(
                     torch.cuda.synchronize()
 
             _report(f"gym.make_vec, {batch} envs, {backend}", step, batch, seconds, repeats)
+    _bounds(cells, repeats)
     if memory and device == "cpu" and Path("/proc/self/clear_refs").exists():
         _memory()
 
@@ -87,6 +91,24 @@ def _report(name: str, work: Callable[[], None], steps: int, seconds: float, rep
         rates.append(count / (time.perf_counter() - start))
     rates = rates[1:]
     print(f"{name:44} {statistics.median(rates):10,.0f} {min(rates):10,.0f} {max(rates):10,.0f}", flush=True)
+
+
+def _bounds(cells: int, repeats: int) -> None:
+    """Seconds of the certified bound of a city, solved anew each time: one program, or one per step where demand changes."""
+    print(f"\n{'seconds of the certified bound':44} {'median':>10} {'min':>10} {'max':>10}")
+    city = load_scenario("shenzhen", cells)
+    shares = np.linspace(0.0, 0.5, TaxiMDP(city).horizon)[:, None]
+    changing = replace(city, demand=(1 - shares) * city.demand + shares * city.demand[::-1])
+    for barrier in BARRIERS:
+        for demand, one in (("static demand", city), (f"demand of {len(shares)} steps", changing)):
+            times = []
+            for _ in range(repeats + 1):  # the first loads the solver
+                mdp, start = TaxiMDP(one), time.perf_counter()
+                certified_bound(mdp, barrier)
+                times.append(time.perf_counter() - start)
+            times = times[1:]
+            name = f"{demand}, lambda = {barrier:g}"
+            print(f"{name:44} {statistics.median(times):10.3f} {min(times):10.3f} {max(times):10.3f}", flush=True)
 
 
 def _memory() -> None:

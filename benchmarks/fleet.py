@@ -68,7 +68,7 @@ def _episode(m: int, cells: int, threads: int, device: str, repeats: int) -> tup
     city = TaxiMDP(load_scenario("shenzhen", cells=cells), device=device)
     generator = torch.Generator(city.device).manual_seed(0)
     policy = NetworkPolicy(city, HIDDEN, generator)
-    torch.nn.init.normal_(policy.out.weight, std=0.01, generator=generator)  # a new policy stays put
+    torch.nn.init.normal_(policy.network(0).out.weight, std=0.01, generator=generator)  # a new policy stays put
     fleet = FleetSimulator(city, m, resolution="continuous")
 
     def run() -> None:

@@ -111,7 +111,7 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
         return math.nan
     if not bool(((mu.sum(-1) - 1).abs() <= 1e-3).all() and (mu >= 0).all()):
         raise ValueError("distributions must be non-negative and sum to one in every row")
-    if not bool((mdp.margins(mu) >= -MARGIN_TOLERANCE).all()):
+    if not bool(kept(mdp.margins(mu)).all()):
         return math.nan
     bound = certified_bound(mdp)
     with torch.no_grad():
@@ -119,6 +119,14 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
     if bound.reward - stay <= mdp.horizon * bound.gap:
         return math.nan
     return (demand_match(mu, mdp) - stay) / (bound.reward - stay)
+
+
+def kept(margins: Tensor) -> Tensor:
+    """Whether constraints count as kept where a policy is judged, ``[...]``: margins in nats, best of float64 distributions.
+
+    Above ``-MARGIN_TOLERANCE`` they do; a margin that is no number does not.
+    """
+    return margins >= -MARGIN_TOLERANCE
 
 
 def episode_score(episode: Trajectory, mdp: MeanFieldMDP) -> float:

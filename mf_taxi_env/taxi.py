@@ -82,6 +82,8 @@ class TaxiMDP(ParticleMDP):
             self._probe_motion()
         self.scenario = scenario
         self.reward_timing: RewardTiming = reward_timing
+        #: Trips that stand in the place of the scenario's, see :meth:`with_trips`; None where those are the world's.
+        self.own_trips: Tensor | None = None
         # One row per step of the day; a single row where demand and trips do not change.
         self._demand = torch.tensor(scenario.demand, dtype=dtype, device=self.device).reshape(-1, grid.size).unbind()
         self._log_demand = tuple(map(floored_log, self._demand))
@@ -114,7 +116,8 @@ class TaxiMDP(ParticleMDP):
     def with_trips(self, probabilities: Tensor) -> Self:
         """The same city with other trips, the same at all steps; the copy holds no reference to this one's.
 
-        Its scenario keeps demand and map; nobody rides there (trips end where they start).
+        Its scenario keeps demand and map; nobody rides there (trips end where they start), and :attr:`own_trips` holds
+        those that the copy has in their place.
 
         Args:
             probabilities: Row-stochastic, ``[K, K]``, or ``[..., K, K]`` for a batch of cities side by side: the leading
@@ -128,6 +131,7 @@ class TaxiMDP(ParticleMDP):
             raise ValueError(f"probabilities must have shape [..., {size}, {size}], got {tuple(probabilities.shape)}")
         world = copy.copy(self)
         world._trips = (probabilities,)
+        world.own_trips = probabilities
         world.scenario = replace(self.scenario, trips=sparse.eye_array(size, format="csr"))
         return world
 

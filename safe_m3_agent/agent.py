@@ -21,9 +21,10 @@ from mf_taxi_env.bound import episode_score
 from mf_taxi_env.safety import scatter
 from safe_m3_agent import checkpoint
 from safe_m3_agent.calibration import Calibration, HeldOut
-from safe_m3_agent.callbacks import Callback, as_callback, training
+from safe_m3_agent.callbacks import Callback, as_callback, goes_on, training
 from safe_m3_agent.certificate import confidence_radius
 from safe_m3_agent.config import Config
+from safe_m3_agent.fleet_evaluation import fingerprint
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.history import Episode, History
 from safe_m3_agent.improvement import SafeImprovement
@@ -36,6 +37,7 @@ from safe_m3_agent.planners.planner import part_of
 from safe_m3_agent.policy import Policy, copied_into, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
+from safe_m3_agent.trust import Trust
 
 #: What :meth:`SafeM3UCRL.learn` calls: a callback, or a function of agent and episode that may return False to stop.
 AnyCallback = Callback | Callable[["SafeM3UCRL", Episode], object]
@@ -106,6 +108,7 @@ class SafeM3UCRL:
         directions = self.model.members + (0 if self.trips is None else self.trips.members)
         self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), mdp.initial().new_zeros(0, directions))
         self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
+        self._trust = Trust()
         if config.constrained:
             self._warn_of_unsafe_start()
 
@@ -117,7 +120,9 @@ class SafeM3UCRL:
     @property
     def trip_metrics(self) -> dict[str, float]:
         """What is known of the trips, see :meth:`TripModel.metrics`; none where they are given."""
-        return {} if self.trips is None else self.trips.metrics(typing.cast("TaxiMDP", self.mdp))
+        if self.trips is None:
+            return {}
+        return {**self.trips.metrics(typing.cast("TaxiMDP", self.mdp)), "beta": self._trip_beta}
 
     # -- use --------------------------------------------------------------------------------------------------------------
 
@@ -173,7 +178,7 @@ class SafeM3UCRL:
             for _ in range(episodes):
                 hooks.on_episode_start(self)
                 episode = self._episode()
-                go_on = hooks.on_episode_end(self, episode) is not False
+                go_on = goes_on(hooks.on_episode_end(self, episode))
                 bar.set_postfix_str(
                     f"reward={episode.reward:.2f}, worst margin={episode.min_margin:.3f}, score={episode.score:.3f}",
                     refresh=False,
@@ -187,15 +192,16 @@ class SafeM3UCRL:
         """Write everything that :meth:`load` needs to go on bit for bit, whole or not at all.
 
         Args:
-            folder: Made where it is missing. A folder that holds a run with other settings is refused.
+            folder: Made where it is missing. A folder that holds another run, or this one with more episodes, is refused.
 
         Raises:
             OSError: If the disk refuses; what was saved before is then intact.
-            ValueError: If the folder holds another run.
+            ValueError: If the folder holds such a run, or one that cannot be read.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_run_files(target, self.mdp, self.config, self.seed)
+        self.check_folder(target)
+        checkpoint.write_run_files(target, self.mdp, self._run_facts())
         tensors, facts = self._state()
         if not self._stays_first:
             tensors |= {f"first.{name}": value for name, value in self._improvement.first.state_dict().items()}
@@ -203,12 +209,17 @@ class SafeM3UCRL:
         return target
 
     def check_folder(self, folder: str | os.PathLike[str]) -> None:
-        """Make sure that a folder's run has the settings of this agent.
+        """Make sure that to save into a folder would overwrite nothing but earlier episodes of this agent's run.
 
         Raises:
-            ValueError: If it has others.
+            ValueError: If it holds a run with another world, other settings, another seed or another ``first``; this run, with
+                more episodes than the agent has; or one that cannot be read.
         """
-        checkpoint.check_run_files(Path(folder), self.mdp, self.config, self.seed)
+        checkpoint.check_folder(Path(folder), self._run_facts(), len(self.history))
+
+    def _run_facts(self) -> dict[str, Any]:
+        first = None if self._stays_first else fingerprint(self._improvement.first)
+        return checkpoint.run_facts(self.mdp, self.config, self.seed, first)
 
     @classmethod
     def load(
@@ -218,7 +229,7 @@ class SafeM3UCRL:
 
         Args:
             folder: Where it was saved.
-            mdp: Its world, needed only where that is, or has a motion or constraint, of the user's own.
+            mdp: Its world, needed only where that is, or has a motion, constraint or trips, of the user's own.
             device: Device of a world that is rebuilt from the files.
 
         Raises:
@@ -246,14 +257,17 @@ class SafeM3UCRL:
 
     def _episode(self) -> Episode:
         """An episode, whole or not at all: it has happened once it is in the history, and what ends it before undoes it."""
-        before, number = self._state(), len(self.history)
+        before, number, refuted = self._state(), len(self.history), self._trust.refuted
         try:
             self.history.append(self._executed())
         except BaseException:  # an interrupt as well
             if len(self.history) == number:
                 self._restore(*before)
             raise
-        return self.history[-1]
+        episode = self.history[-1]
+        if self._trust.refuted > refuted:
+            self._trust.warn(number, episode.min_margin)
+        return episode
 
     def _executed(self) -> Episode:
         """Improve, execute, observe, learn; and what there is to say of it."""
@@ -261,11 +275,12 @@ class SafeM3UCRL:
         calibrated = self._calibrates and not self.model.exact
         tau = self.calibration.tau if calibrated else 1.0
         beta = self.calibration.width(tau, least=self.config.beta) if calibrated else self.config.beta
-        learned = HallucinatedMDP(self.mdp, self.model, beta, self.trips)
+        beta = self._trust.width(beta, least=self.calibration.quantile)
+        learned = HallucinatedMDP(self.mdp, self.model, beta, self.trips, self._trip_beta)
         planned = learned.with_lemma2(self.config.lipschitz) if self.config.tightening == "lemma2" else learned
         planned = planned.for_fleet(self.config.fleet) if self.config.fleet else planned
         decision = self._improvement.improve(planned, self._policy, self._generator, transitions=self._transitions.size)
-        self._policy = decision.policy
+        before, self._policy = self._policy, decision.policy
         with torch.no_grad():
             epistemic = learned.rollout(self._policy).uncertainty.mean()
             executed = self.mdp.rollout(self._policy)
@@ -276,6 +291,9 @@ class SafeM3UCRL:
         self.model.fit(self._transitions, self._generator)
         if self.trips is not None:
             self.trips.fit(seen.trips)
+        if self._trust.withdraws(executed, taken=decision.taken):
+            self._policy = before
+            self._improvement.start_over()
         return Episode(
             episode=len(self.history),
             objective=decision.objective,
@@ -294,6 +312,11 @@ class SafeM3UCRL:
         )
 
     @property
+    def _trip_beta(self) -> float:
+        """Half-width of the trips' confidence set, withdrawn certificates taken into account; 0 where trips are given."""
+        return 0.0 if self.trips is None else self._trust.width(self.trips.beta, least=self.calibration.quantile)
+
+    @property
     def _calibrates(self) -> bool:
         """Whether what is doubted is calibrated: where something is certified."""
         config = self.config
@@ -310,7 +333,7 @@ class SafeM3UCRL:
             **{f"transitions.{name}": value for name, value in self._transitions._asdict().items()},
             **{f"held_out.{name}": value for name, value in self.calibration.held_out._asdict().items()},
         }
-        return tensors, {"device": self.mdp.device.type, **facts}
+        return tensors, {"device": self.mdp.device.type, **self._trust.state(), **facts}
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Take over what :meth:`_state` gave."""
@@ -321,6 +344,7 @@ class SafeM3UCRL:
             self.trips.load_state(part_of(tensors, "trips."))
         self._transitions = Transitions(**part_of(tensors, "transitions."))
         self.calibration.held_out = HeldOut(**part_of(tensors, "held_out."))
+        self._trust.load_state(facts)
         self._restore_generator(tensors["generator"].cpu(), facts["device"])
 
     def _restore_generator(self, state: Tensor, device: str) -> None:

@@ -12,6 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import torch
+
 from mf_taxi_env import ParticleMDP
 from safe_m3_agent.config import Config
 from safe_m3_agent.history import Episode, History
@@ -47,8 +50,30 @@ class Learner(Protocol):
         ...
 
     def check_folder(self, folder: str | os.PathLike[str]) -> None:
-        """Make sure that a folder's run is this agent's."""
+        """Make sure that a folder holds no other run than this agent's, and none that is further."""
         ...
+
+
+def goes_on(answer: object) -> bool:
+    """Whether to go on learning, by what a callback answered after an episode.
+
+    What a comparison gives is not always Python's own ``False``, and must stop learning all the same.
+
+    Args:
+        answer: None, a truth value of Python or NumPy, or one of torch without dimensions.
+
+    Raises:
+        TypeError: If it is something else, of which it is not plain what was meant.
+    """
+    if answer is None:
+        return True
+    if isinstance(answer, bool | np.bool_) or (
+        isinstance(answer, torch.Tensor) and answer.dtype is torch.bool and answer.dim() == 0
+    ):
+        return bool(answer)
+    raise TypeError(
+        f"a callback must return None, True or False after an episode, got {answer!r} of type {type(answer).__name__}"
+    )
 
 
 class Callback:
@@ -71,7 +96,7 @@ class Callback:
         """After each episode, which is then the last one of ``agent.history``.
 
         Returns:
-            False to stop learning; True or None to go on.
+            False to stop learning; True or None to go on. NumPy's and torch's truth values do as well.
         """
         return None
 
@@ -110,8 +135,8 @@ class CallbackList(Callback):
             callback.on_episode_start(agent)
 
     def on_episode_end(self, agent: Learner, episode: Episode) -> bool:
-        answers = [callback.on_episode_end(agent, episode) for callback in self.callbacks]
-        return False not in answers
+        answers = [goes_on(callback.on_episode_end(agent, episode)) for callback in self.callbacks]
+        return all(answers)
 
     def on_training_end(self, agent: Learner) -> None:
         self._ends.close()
@@ -122,7 +147,7 @@ class _Function(Callback):
         self._function = function
 
     def on_episode_end(self, agent: Learner, episode: Episode) -> bool:
-        return self._function(agent, episode) is not False
+        return goes_on(self._function(agent, episode))
 
 
 def as_callback(callback: Callback | Callable[[Any, Episode], object] | Sequence[Any] | None) -> Callback:
@@ -130,7 +155,7 @@ def as_callback(callback: Callback | Callable[[Any, Episode], object] | Sequence
 
     Args:
         callback: A callback; a function of agent and episode, which stops learning by returning False; a list or tuple of
-            both; or None.
+            both; or None. What a function may return is what :meth:`Callback.on_episode_end` may.
 
     Raises:
         TypeError: If it is something else, or a class instead of an instance.

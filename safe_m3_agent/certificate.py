@@ -98,8 +98,8 @@ class Certifier:
         # Without doubt, or anything to keep, the first start, the nominal motion, says it all.
         z = z[:1] if mdp.exact or not mdp.constraints else self._worst(searched, field, z)
         with torch.no_grad():
-            # A motion or policy that leads to no number is as bad as can be.
-            margins = mdp.plausible(z).rollout(field).worst_margin.nan_to_num(nan=-math.inf)
+            # A motion or policy that leads to no number is as bad as can be; without constraints the margin stays infinite.
+            margins = mdp.plausible(z).rollout(field).worst_margin.nan_to_num(nan=-math.inf, posinf=math.inf)
         found = margins.argmin()
         return Certificate(float(margins[found]), z[found])
 

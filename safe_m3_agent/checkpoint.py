@@ -23,7 +23,7 @@ from safe_m3_agent.config import Config
 from safe_m3_agent.worlds import rebuilt_world, save_world, world_facts
 
 FORMAT = "safe-m3-checkpoint"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 RUN_FILE, CHECKPOINT_FILE = "run.json", "checkpoint.safetensors"
 
 D = TypeVar("D")
@@ -96,27 +96,68 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def write_run_files(folder: Path, mdp: ParticleMDP, config: Config, seed: int) -> None:
-    """Write the files that stay the same during a run, or make sure that they are those of this run.
+def run_facts(mdp: ParticleMDP, config: Config, seed: int, first: str | None = None) -> dict[str, Any]:
+    """What a run file holds: all that makes a run another one.
 
-    Raises:
-        ValueError: If the folder holds a run with other settings.
+    Args:
+        mdp: The world.
+        config: Settings of the agent.
+        seed: Its seed.
+        first: Fingerprint of the policy that it was handed at the start; None where it began by staying put.
+    """
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "seed": seed,
+        "first": first,
+        "config": dataclasses.asdict(config),
+        "world": world_facts(mdp),
+    }
+
+
+def write_run_files(folder: Path, mdp: ParticleMDP, facts: dict[str, Any]) -> None:
+    """Write the files that stay the same during a run, where there are none yet.
+
+    Args:
+        folder: The run's folder, which :func:`check_folder` has let pass.
+        mdp: The world.
+        facts: What :func:`run_facts` says of the run.
     """
     if (folder / RUN_FILE).exists():
-        check_run_files(folder, mdp, config, seed)
         return
     save_world(folder, mdp)
     with replacing(folder / RUN_FILE) as temporary:
-        temporary.write_text(json.dumps(_run_facts(mdp, config, seed), indent=2) + "\n")
+        temporary.write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def check_run_files(folder: Path, mdp: ParticleMDP, config: Config, seed: int) -> None:
-    """Make sure that a folder's run has this world, these settings and this seed.
+def check_folder(folder: Path, facts: dict[str, Any], episodes: int) -> None:
+    """Make sure that a folder holds no run, or this one with no more episodes than there are to save.
+
+    Args:
+        folder: The folder.
+        facts: What :func:`run_facts` says of the run.
+        episodes: How many episodes it has.
 
     Raises:
-        ValueError: If it has others.
+        ValueError: If it holds another run, one that is further, or one that cannot be read.
     """
-    theirs, ours = _read_json(folder / RUN_FILE), json.loads(json.dumps(_run_facts(mdp, config, seed)))
+    if (folder / RUN_FILE).exists():
+        check_run_files(folder, facts)
+    if (saved := saved_episodes(folder)) > episodes:
+        raise ValueError(
+            f"{folder} holds {saved} episodes of this run, and the agent has {episodes}: go on with "
+            f"SafeM3UCRL.load({str(folder)!r}), or choose another folder"
+        )
+
+
+def check_run_files(folder: Path, facts: dict[str, Any]) -> None:
+    """Make sure that a folder's run is the one that :func:`run_facts` tells of.
+
+    Raises:
+        ValueError: If it is another one.
+    """
+    theirs, ours = _read_json(folder / RUN_FILE), json.loads(json.dumps(facts))
+    theirs.setdefault("first", None)  # a run file older than this fact
     with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):  # what is no config differs, below
         # Through the dataclasses: a run older than a setting was run with its default.
         theirs["config"] = json.loads(json.dumps(dataclasses.asdict(from_dict(Config, theirs["config"]))))
@@ -157,16 +198,6 @@ def read_run_files(folder: Path, mdp: ParticleMDP | None, device: torch.device |
     if differ:
         raise ValueError(f"{folder} was run in another world: {', '.join(differ)} differ")
     return mdp, config, seed
-
-
-def _run_facts(mdp: ParticleMDP, config: Config, seed: int) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "seed": seed,
-        "config": dataclasses.asdict(config),
-        "world": world_facts(mdp),
-    }
 
 
 def _read_json(path: Path) -> dict[str, Any]:

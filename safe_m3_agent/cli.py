@@ -16,7 +16,7 @@ from mf_taxi_env.bound import episode_score, possible_return
 from mf_taxi_env.fleet import Resolution
 from mf_taxi_env.information import entropy_fraction, kl_divergence
 from safe_m3_agent.agent import SafeM3UCRL
-from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE, check_run_files, saved_episodes
+from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE, check_run_files, run_facts, saved_episodes
 from safe_m3_agent.config import Config
 from safe_m3_agent.fleet_evaluation import Subject, evaluate_fleets, recorded_fleets
 from safe_m3_agent.fleet_summary import fleet_report
@@ -88,7 +88,7 @@ def _agent(mdp: ParticleMDP, config: Config, seed: int, out: Path, *, resume: bo
     if (out / RUN_FILE).exists():
         if not resume:
             raise ValueError(f"{out} holds a run already: go on with it by --resume, or choose another folder with --out")
-        check_run_files(out, mdp, config, seed)
+        check_run_files(out, run_facts(mdp, config, seed))
         if (out / CHECKPOINT_FILE).exists():
             agent = SafeM3UCRL.load(out, mdp=mdp)
             print(f"Going on after episode {len(agent.history)} of the run in {out}")

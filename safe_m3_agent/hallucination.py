@@ -46,12 +46,20 @@ class HallucinatedMDP(MeanFieldMDP):
         model: The learned motion.
         beta: Half-width of the confidence set in epistemic standard deviations, at least 0.
         trips: The learned trips of a city; None where the true ones are known.
+        trip_beta: Half-width of their confidence set in posterior standard deviations; None for that of ``trips``.
 
     Raises:
         ValueError: If ``beta`` is out of range, or trips are given for a world that is not a city.
     """
 
-    def __init__(self, world: ParticleMDP, model: DynamicsModel, beta: float, trips: TripModel | None = None) -> None:
+    def __init__(
+        self,
+        world: ParticleMDP,
+        model: DynamicsModel,
+        beta: float,
+        trips: TripModel | None = None,
+        trip_beta: float | None = None,
+    ) -> None:
         if not beta >= 0:
             raise ValueError(f"beta must be at least 0, got {beta!r}")
         super().__init__(
@@ -65,8 +73,10 @@ class HallucinatedMDP(MeanFieldMDP):
         self._world = world.with_motion(UnknownMotion())
         self.space = world.space
         self.trips = trips
+        self._trip_beta = 0.0
         if trips is not None:
             self._world = self._carrying(trips.probabilities())
+            self._trip_beta = trips.beta if trip_beta is None else trip_beta
         self.model = model
         self.beta = beta
         self._z: Tensor | None = None
@@ -84,7 +94,7 @@ class HallucinatedMDP(MeanFieldMDP):
     def doubts(self) -> list[tuple[int, float]]:
         """Members and half-width of each confidence set: the motion's, and the trips' where they are learned."""
         sets = [(self.model.members, self.beta)]
-        return sets if self.trips is None else [*sets, (self.trips.members, self.trips.beta)]
+        return sets if self.trips is None else [*sets, (self.trips.members, self._trip_beta)]
 
     @property
     def directions(self) -> int:

@@ -99,6 +99,10 @@ class SafeImprovement:
         self.planned_at = transitions
         return decision
 
+    def start_over(self) -> None:
+        """Plan anew in the next episode, from the policy in use: what was planned last turned out to be unsafe."""
+        self.draft, self.planned_at, self.anew_at = None, 0, 0
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that is carried from episode to episode: tensors, which the next episode does not touch, and numbers."""
         draft = self.draft.state_dict() if self.draft is not None else {}

@@ -66,11 +66,10 @@ def observe(
         # A thousandth of a cell is forgiven: beyond the city's edge belief and truth agree but for rounding.
         covered.append((error <= radius * belief.epistemic + 1e-3 / world.grid.cells).all(-1))
         taxis.step(actions, mu)
-        moves.append(Transitions(positions, mu.expand(len(positions), -1), actions, taxis.positions))
+        moves.append(Transitions.of(positions, mu, actions, taxis.positions))
         held_out.append(HeldOut.of_landings(belief, taxis.positions, world.space, tau))
-    joined = Transitions(*(torch.cat(parts) for parts in zip(*moves, strict=True)))
     coverage = float(torch.cat(covered).float().mean())
-    return Observed(joined, HeldOut.join(*held_out), coverage, trips[0].join(*trips[1:]))
+    return Observed(moves[0].join(*moves[1:]), HeldOut.join(*held_out), coverage, trips[0].join(*trips[1:]))
 
 
 def most_doubtful(model: DynamicsModel, positions: Tensor, mu: Tensor, candidates: int, generator: torch.Generator) -> Tensor:

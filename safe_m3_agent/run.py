@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from safe_m3_agent.callbacks import Callback, Learner, finite_numbers
-from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE, saved_episodes
+from safe_m3_agent.checkpoint import CHECKPOINT_FILE
 from safe_m3_agent.history import Episode, History
 
 HISTORY_FILE, EVENTS_FOLDER, FIGURES_FOLDER = "history.csv", "events", "figures"
@@ -43,16 +43,10 @@ class RunFolder(Callback):
         """Complete the record of an agent that goes on.
 
         Raises:
-            ValueError: If the folder holds a run with other settings, or one that is further than the agent: to begin it again
-                would overwrite what it has learned.
+            ValueError: If the folder holds another run, or one that is further than the agent: to begin it again would
+                overwrite what it has learned.
         """
-        if (self.folder / RUN_FILE).exists():
-            agent.check_folder(self.folder)
-        if (saved := saved_episodes(self.folder)) > len(agent.history):
-            raise ValueError(
-                f"{self.folder} holds {saved} episodes of this run, and the agent has {len(agent.history)}: go on with "
-                f"SafeM3UCRL.load({str(self.folder)!r}), or choose another folder"
-            )
+        agent.check_folder(self.folder)
         if len(agent.history):
             self._record(agent.history)
 

@@ -9,27 +9,46 @@ from torch import Tensor
 
 
 class Transitions(NamedTuple):
-    """Moves of representative taxis."""
+    """Moves of representative taxis. A distribution is kept once, however many taxis moved in it."""
 
     positions: Tensor  #: [n, d] before the move, after trips
-    mu: Tensor  #: [n, K] distribution of the fleet after trips
     actions: Tensor  #: [n, d] in [-1, 1]
     next_positions: Tensor  #: [n, d] after move and noise
+    distributions: Tensor  #: [s, K] of the fleet after trips
+    seen_in: Tensor  #: [n] row of ``distributions`` that the fleet had at each move, whole numbers
 
     @property
     def size(self) -> int:
         """Number of moves ``n``."""
         return self.positions.shape[0]
 
+    @property
+    def mu(self) -> Tensor:
+        """Distribution of the fleet after trips at each move, ``[n, K]``, a copy."""
+        return self.distributions[self.seen_in]
+
+    @classmethod
+    def of(cls, positions: Tensor, mu: Tensor, actions: Tensor, next_positions: Tensor) -> Transitions:
+        """Moves ``[n, d]`` in one distribution ``mu`` ``[K]``, or each in one of its own ``[n, K]``."""
+        n, device = len(positions), positions.device
+        seen_in = torch.zeros(n, dtype=torch.long, device=device) if mu.dim() == 1 else torch.arange(n, device=device)
+        return cls(positions, actions, next_positions, mu.reshape(-1, mu.shape[-1]), seen_in)
+
     @classmethod
     def empty(cls, like: Tensor, dimension: int) -> Transitions:
         """No moves yet, on grids of ``like`` ``[K]``."""
         none = like.new_zeros(0, dimension)
-        return cls(none, like.new_zeros(0, like.shape[-1]), none, none)
+        return cls.of(none, like.new_zeros(0, like.shape[-1]), none, none)
 
-    def join(self, other: Transitions) -> Transitions:
+    def join(self, *others: Transitions) -> Transitions:
         """These moves, then the others."""
-        return Transitions(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+        stores, rows = (self, *others), 0
+        seen_in = []
+        for store in stores:
+            seen_in.append(store.seen_in + rows)
+            rows += len(store.distributions)
+        joined = Transitions(*(torch.cat(parts) for parts in zip(*stores, strict=True)))
+        return joined._replace(seen_in=torch.cat(seen_in))
 
 
 class Trips(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import typing
 from pathlib import Path
@@ -36,6 +37,8 @@ _CONSTRAINTS: dict[str, type[Constraint]] = {
 def world_facts(mdp: ParticleMDP) -> dict[str, Any]:
     """What a run file tells of a world: equal for equal worlds, unless the world, a motion or a constraint is the user's own.
 
+    Trips of the user's own make a world of the user's own, but one that its digest of them tells from others.
+
     Args:
         mdp: The world.
 
@@ -54,11 +57,14 @@ def world_facts(mdp: ParticleMDP) -> dict[str, Any]:
     }
     if isinstance(mdp, TaxiMDP):
         scenario = mdp.scenario
-        facts["kind"] = "taxi" if type(mdp) is TaxiMDP else "custom"
+        facts["kind"] = "taxi" if type(mdp) is TaxiMDP and mdp.own_trips is None else "custom"
         facts["scenario"] = {
             "name": scenario.name, "box": list(scenario.box), "cells": scenario.cells, "sha256": scenario.digest,
         }  # fmt: skip
         facts["reward_timing"] = mdp.reward_timing
+        if mdp.own_trips is not None:
+            own = mdp.own_trips.detach().cpu().contiguous()
+            facts["trips"] = {"shape": list(own.shape), "sha256": hashlib.sha256(own.numpy().tobytes()).hexdigest()}
     elif isinstance(mdp, SwarmMDP):
         facts["kind"] = "swarm" if type(mdp) is SwarmMDP else "custom"
         facts |= {"dt": mdp.dt, "max_speed": mdp.max_speed, "density_term": mdp.density_term}
@@ -82,12 +88,13 @@ def rebuilt_world(folder: Path, facts: dict[str, Any], device: torch.device | st
         device: Device of the world.
 
     Raises:
-        ValueError: If the world, its motion or a constraint is the user's own, or a file is not readable.
+        ValueError: If the world, its motion, a constraint or its trips are the user's own, or a file is not readable.
         KeyError: If a fact is missing.
     """
     if "custom" in [facts["kind"], facts["motion"]["name"], *(constraint["kind"] for constraint in facts["constraints"])]:
         raise ValueError(
-            "this run's world is, or has a motion or constraint, of the user's own: hand the world in, load(folder, mdp=...)"
+            "this run's world is, or has a motion, constraint or trips, of the user's own: hand the world in, "
+            "load(folder, mdp=...)"
         )
     shared: dict[str, Any] = {
         "horizon": facts["horizon"],

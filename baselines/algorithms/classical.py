@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from baselines.aiming import AimedPolicy
 from baselines.algorithm import Recorder, Task, register
 from baselines.algorithms.safe_m3 import BASE
-from baselines.belief import BelievedMotion, MotionStudy, with_least_barrier
+from baselines.belief import BARRIERS, BelievedMotion, MotionStudy, with_least_barrier
 from baselines.heuristics import Proportional, RandomField, Stay
 from baselines.linear_programs import FluidLP, RollingLP
 from baselines.transport import GreedyTransport
 from mf_taxi_env import MeanFieldMDP, Motion, TaxiMDP
 from mf_taxi_env.mdp import Field
+from safe_m3_agent import Config
 
 #: Episodes after which a peer shows what it would do; it ends with the last.
 EPISODES = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class OracleSettings:
+    """What the numbers of an aimed policy depend on that knows the true motion.
+
+    Attributes:
+        parameters: The policy's own, by name.
+        barriers: Weights of the barrier that it chooses among.
+    """
+
+    parameters: Mapping[str, Any]
+    barriers: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PeerSettings(OracleSettings):
+    """The same of a policy that learns the motion.
+
+    Attributes:
+        agent: Settings of the agent whose taxis and model it has.
+        episodes: After which it shows what it would do.
+    """
+
+    agent: Config
+    episodes: tuple[int, ...]
 
 
 class Aimed(Protocol):
@@ -68,6 +98,13 @@ def _peer(make: Aimed, task: Task, record: Recorder) -> Field:
     return policy
 
 
+def aimed_settings(make: Aimed, *, oracle: bool) -> OracleSettings:
+    """The settings of a policy as they are: its parameters are those that it has by default, and :func:`_safe` the barrier."""
+    given = inspect.signature(make).parameters.values()
+    parameters = {one.name: one.default for one in given if one.kind is one.KEYWORD_ONLY and one.name != "barrier"}
+    return OracleSettings(parameters, BARRIERS) if oracle else PeerSettings(parameters, BARRIERS, BASE, EPISODES)
+
+
 def _register(name: str, label: str, make: Aimed) -> None:
     """Add a policy twice: as a peer with a learned motion, and as an oracle with the true one."""
 
@@ -81,7 +118,7 @@ def _register(name: str, label: str, make: Aimed) -> None:
 
     for one, suffix, knows in ((peer, "", False), (oracle, "-oracle", True)):
         one.__qualname__ = one.__name__ = name + suffix
-        register(name + suffix, label=label, oracle=knows)(one)
+        register(name + suffix, label=label, oracle=knows, settings=aimed_settings(make, oracle=knows))(one)
 
 
 _register("proportional", "Proportional control", Proportional)

@@ -103,7 +103,7 @@ def trips_and_flows(run: RecordedRun, title: str) -> Drawing:
         axes.plot(*centres[origin], "*", color="white", markeredgecolor="black", markersize=15)
     for axes in trip_axes[len(origins) :]:
         axes.set_axis_off()
-    name = wrapped(f"Where the policy sends taxis, step {world.horizon}")
+    name = wrapped(f"The policy's moves at step {world.horizon}")
     image = draw_map(flow_axes, after, box, norm=scale.norm, title=name)
     draw_arrows(flow_axes, world.scenario, moves[:, 0], moves[:, 1], span=1.0)
     colour_bar(figure, image, list(grid.flat), scale.label.replace(UNIT, "multiples of a uniform distribution"), scale.extend)

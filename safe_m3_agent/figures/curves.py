@@ -57,12 +57,12 @@ def learning(curves: Sequence[Curve], title: str, *, with_doubt: bool = False) -
         columns += ["epistemic", "epistemic_low", "epistemic_high"]
         logarithmic(panels[1])
         panels[1].set_ylabel("epistemic std. deviation\n(sides of the city)")
-    _reference(top, stay, "staying put", GREY, ":", above=True)
+    _reference(top, stay, "staying put", GREY, ":")
     if bound is not None:
-        _reference(top, bound, f"certified bound: no safe policy earns more ({bound:.2f} nats)", GREEN, "--", above=False)
+        _reference(top, bound, f"certified bound: no safe policy earns more ({bound:.2f} nats)", GREEN, "--")
         ends.append(bound)
     spread = max(ends) - min(ends) or 1.0
-    top.set_ylim(min(ends) - 0.08 * spread, max(ends) + 0.05 * spread)
+    top.set_ylim(min(ends) - 0.08 * spread, max(ends) + 0.09 * spread)  # room for the note above the bound
     top.set_ylabel("return of the episode, nats\n(minus KL to the demand, summed)")
     if bound is not None and bound > stay and world.reward_timing == "next":
         score = top.secondary_yaxis("right", functions=_scale(stay, bound))
@@ -163,11 +163,11 @@ def _draw(axes: Axes, values: Summary, line: Line, label: str | None) -> None:
     axes.fill_between(episodes, values.low, values.high, color=line.color, alpha=0.18, linewidth=0, step="post")
 
 
-def _reference(axes: Axes, level: float, note: str, color: str, style: str, *, above: bool) -> None:
+def _reference(axes: Axes, level: float, note: str, color: str, style: str) -> None:
     axes.axhline(level, color=color, linestyle=style, linewidth=1.2)
     axes.annotate(
-        note, (0.01, level), xytext=(0, 4 if above else -4), xycoords=("axes fraction", "data"), textcoords="offset points",
-        va="bottom" if above else "top", color=color, fontsize=9,
+        note, (0.01, level), xytext=(0, 4), xycoords=("axes fraction", "data"), textcoords="offset points", va="bottom",
+        color=color, fontsize=9,
     )  # fmt: skip
 
 

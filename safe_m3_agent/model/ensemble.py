@@ -183,7 +183,7 @@ class ProbabilisticEnsemble(DynamicsModel):
         if data.size == 0:
             return
         positions, targets = data.positions, data.next_positions
-        inputs = self._inputs.of_moves(positions, data.mu, data.actions)
+        inputs = self._inputs.of_moves(data)
         self._solve_head(positions, inputs, targets)
         best = {name: value.clone() for name, value in self._parameters.items()}
         best_loss = self._held_out_loss(positions, inputs, targets)

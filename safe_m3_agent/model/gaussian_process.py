@@ -143,7 +143,7 @@ class GaussianProcess(DynamicsModel):
         self._draws = self._draws.extended(data.size, generator)
         if data.size == 0:
             return
-        inputs = self._inputs.of_moves(data.positions, data.mu, data.actions).double()
+        inputs = self._inputs.of_moves(data).double()
         start, landing = data.positions.mT.double(), data.next_positions.mT.double()
         sites = self._propagated(self._started(inputs, start, landing), start, landing)
         with torch.enable_grad():

@@ -10,6 +10,7 @@ from torch import Tensor
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.motion import local_mass
 from mf_taxi_env.space import CUBE, Space
+from safe_m3_agent.transitions import Transitions
 
 
 def log_density(grid: Grid, mass: Tensor) -> Tensor:
@@ -49,18 +50,15 @@ class MotionInputs:
             mu: Distribution after trips ``[..., K]``.
             actions: ``[..., n, d]`` in ``[-1, 1]``.
         """
-        density = log_density(self.grid, local_mass(self.grid, positions, mu)).unsqueeze(-1)
-        batch = actions.shape[:-1]
+        return self._normalised(positions, actions, local_mass(self.grid, positions, mu))
+
+    def of_moves(self, moves: Transitions) -> Tensor:
+        """Inputs ``[n, i]`` of ``n`` moves, each in the distribution that it was seen in."""
+        mass = moves.distributions[moves.seen_in, self.grid.index(moves.positions)]
+        return self._normalised(moves.positions, moves.actions, mass)
+
+    def _normalised(self, positions: Tensor, actions: Tensor, mass: Tensor) -> Tensor:
+        """Inputs ``[..., n, i]``, where the cells of the positions have a mass of ``[..., n]``."""
+        density, batch = log_density(self.grid, mass).unsqueeze(-1), actions.shape[:-1]
         raw = torch.cat([self.space.coordinates(positions).expand(*batch, -1), actions, density.expand(*batch, 1)], -1)
         return (raw - self.mean) / self.std
-
-    def of_moves(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Tensor:
-        """Inputs ``[n, i]`` of ``n`` moves, each in a distribution of its own.
-
-        Args:
-            positions: ``[n, d]``.
-            mu: ``[n, K]``.
-            actions: ``[n, d]``.
-        """
-        # n batches of one particle.
-        return self(positions.unsqueeze(-2), mu, actions.unsqueeze(-2)).squeeze(-2)

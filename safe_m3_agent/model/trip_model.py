@@ -146,8 +146,8 @@ class TripModel:
 
         ``observed`` is the number of trips seen. With passengers who start where the demand is, ``doubt`` is the share whom a
         member takes elsewhere than the mode does, the members' mean, and ``error`` the share whom the mode takes elsewhere
-        than the truth: a diagnostic that the agent does not see. ``beta`` is the half-width of the confidence set, ``tau``
-        the factor by which the prior was widened.
+        than the truth: a diagnostic that the agent does not see. ``tau`` is the factor by which the prior was
+        widened.
 
         Args:
             city: The true world.
@@ -158,8 +158,7 @@ class TripModel:
         plausible = torch.stack([served @ self.probabilities(z) for z in members])
         doubt = 0.5 * (plausible - nominal).abs().sum(-1).mean()
         error = 0.5 * (served @ city.trips(0) - nominal).abs().sum()
-        known = {"observed": float(self.trips.size), "doubt": float(doubt), "error": float(error)}
-        return {**known, "beta": self.beta, "tau": self.tau}
+        return {"observed": float(self.trips.size), "doubt": float(doubt), "error": float(error), "tau": self.tau}
 
     # -- learning ---------------------------------------------------------------------------------------------------------
 

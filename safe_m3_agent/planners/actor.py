@@ -120,6 +120,8 @@ class Perturbed:
 class Jittered:
     """The actor with independent Gaussian noise in every action, as in the original DDPG (Lillicrap et al. 2016).
 
+    Hallucinated control gets noise in the nominal world alone: in an adversary's nothing is hallucinated.
+
     Args:
         actor: The actor.
         nominal: 1 for episodes in the nominal world, else 0, ``[N]``.
@@ -135,4 +137,7 @@ class Jittered:
     def field(self, mu: Tensor, t: int) -> Tensor:
         field = self.acting.field(mu, t)
         noise = torch.randn(field.shape, generator=self.generator, dtype=field.dtype, device=field.device)
+        eta = self.acting.actor.eta
+        if eta is not None:
+            noise[..., -eta.shape[-1] :] *= self.acting.nominal.unsqueeze(-1)
         return (field + self.std * noise).clamp(-1.0, 1.0)

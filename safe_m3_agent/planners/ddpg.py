@@ -57,7 +57,12 @@ class DDPGPlanner(Planner):
         generator: torch.Generator,
         effort: int = 1,
     ) -> Plan:
-        """Improve a copy of ``policy`` by rounds of episodes, critic steps, actor steps and an evaluation."""
+        """Improve a copy of ``policy`` by rounds of episodes, critic steps, actor steps and an evaluation.
+
+        Raises:
+            FloatingPointError: If the plan broke down on the way. What is carried to the next plan is then of no use, and is to
+                be put back by :meth:`load_state`.
+        """
         modes = CosineModes(mdp, self.config.modes)
         critic, target = self._critics(mdp, modes, optimistic, generator)
         stage = Stage(mdp, weight, self.width)
@@ -77,6 +82,7 @@ class DDPGPlanner(Planner):
             run.evaluate()
         self.noise_scale = run.noise_scale
         self._metrics = run.metrics
+        _check_numbers(run.metrics)
         feasible = bool(run.best.value > -math.inf)
         if feasible:
             run.best.restore(run.parameters)
@@ -270,6 +276,25 @@ class ActorCritic:
             self.trusted.restore(self.parameters)
             self.step = torch.where(better, LONGER * self.step, SHORTER * self.step).clamp(SHORTEST_STEP, LONGEST_STEP)
         self.metrics |= {"objective": objective, "accepted": better, "actor_step": self.step}
+
+
+def _check_numbers(metrics: dict[str, Tensor]) -> None:
+    """Make sure that a plan's last round went by numbers.
+
+    The objective of the best evaluation is one even where the critic is none: steps of the actor that lead to no number are
+    taken back, and plan after plan would be thrown away in silence.
+
+    Raises:
+        FloatingPointError: If the critic's loss, the noise or the last evaluation is infinite or no number.
+    """
+    names = ("critic_loss", "noise_scale", "objective")
+    values = torch.stack([metrics[name] for name in names]).tolist()  # read back from the device at once
+    broken = [f"{name} {value}" for name, value in zip(names, values, strict=True) if not math.isfinite(value)]
+    if broken:
+        raise FloatingPointError(
+            f"MF-DDPG's plan broke down: its last round has {', '.join(broken)}. The policy in use and all that was learned "
+            "are intact; a smaller ddpg.critic_rate or ddpg.actor_step may help"
+        )
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ class Plan(NamedTuple):
     """What a planner came up with."""
 
     policy: Policy
-    objective: float  #: of the last iterate
+    objective: float  #: of the last iterate, or of the best one where a planner takes back what is worse
     feasible: bool  #: whether the policy kept every constraint in every world that was planned for
 
 

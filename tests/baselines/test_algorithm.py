@@ -65,3 +65,32 @@ def test_a_budget_is_positive(steps: float, seconds: float) -> None:
     """A run without a budget is a mistake."""
     with pytest.raises(ValueError, match=r"env_steps|seconds"):
         Budget(steps, seconds)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("source", ["script.py", "a_module_of_mine"])
+def test_what_another_registered_is_not_a_scripts_own(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A built-in algorithm would be recorded as the script's; the message says what there is, and how to name it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("script.py", "a_module_of_mine.py"):
+        (tmp_path / name).write_text(SCRIPT)
+    named = str(tmp_path / source) if source.endswith(".py") else source
+    for _ in range(2):
+        assert find_algorithm(f"{named}:mine").label == "My algorithm"
+    with pytest.raises(
+        ValueError, match=r"registers \['mine'\]; .* path/to/script\.py:NAME and package\.module:NAME, got '.*:stay'"
+    ):
+        find_algorithm(f"{named}:stay")
+    sys.modules.pop(source, None)
+
+
+def test_what_a_script_imports_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it is run once more, and what it imports is not."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_it.py").write_text(SCRIPT)
+    (tmp_path / "script.py").write_text("import beside_it")
+    for _ in range(2):
+        assert find_algorithm(f"{tmp_path / 'script.py'}:mine").label == "My algorithm"
+    assert (
+        find_algorithm("baselines.algorithms:stay").name == find_algorithm("baselines.algorithms.classical:stay").name == "stay"
+    )
+    sys.modules.pop("beside_it")

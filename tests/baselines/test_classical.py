@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from baselines import RandomField, Stay
+from baselines import FluidLP, GreedyTransport, Proportional, RandomField, RollingLP, Stay
 from baselines.aiming import AimedPolicy
 from baselines.algorithm import Budget, Task, algorithms
 from baselines.algorithms import classical
-from baselines.belief import BelievedMotion
+from baselines.algorithms.classical import OracleSettings, PeerSettings
+from baselines.algorithms.safe_m3 import BASE
+from baselines.belief import BARRIERS, BelievedMotion
 from mf_taxi_env import EntropyFloor, FreeMotion, TaxiMDP, load_scenario, score
 from mf_taxi_env.mdp import Field
+from safe_m3_agent import Config
 
 AIMED = ["proportional", "greedy-transport", "fluid-lp", "rolling-lp"]
 NAMES = ["stay", "random", *AIMED, *(f"{name}-oracle" for name in AIMED)]
@@ -126,3 +130,22 @@ def test_oracles_ask_the_motion_that_is_true(tmp_path: Path) -> None:
         for motion in ("free", halved)
     )
     torch.testing.assert_close(half, (2 * free).clamp(-1, 1), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", AIMED)
+def test_settings_are_complete(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run under other parameters, barriers, episodes or another agent is another run."""
+    make = {"proportional": Proportional, "greedy-transport": GreedyTransport, "fluid-lp": FluidLP, "rolling-lp": RollingLP}[
+        name
+    ]
+    own = {"proportional": {"gain": 0.1}, "rolling-lp": {"steps": 3, "price": 0.1}}.get(name, {})
+    peer, oracle = algorithms()[name].settings, algorithms()[f"{name}-oracle"].settings
+    assert peer == PeerSettings(own, BARRIERS, BASE, classical.EPISODES) and oracle == OracleSettings(own, BARRIERS)
+    told = {repr(peer)}
+    for constant, other in (("BARRIERS", (0.0,)), ("EPISODES", (1,)), ("BASE", Config(beta=1.0))):
+        with monkeypatch.context() as patch:
+            patch.setattr(classical, constant, other)
+            told.add(repr(classical.aimed_settings(make, oracle=False)))
+    if own:
+        told.add(repr(classical.aimed_settings(partial(make, **dict.fromkeys(own, 1)), oracle=False)))
+    assert len(told) == 4 + bool(own)

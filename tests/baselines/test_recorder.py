@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from baselines.curve import Curve
 from baselines.judgement import BoundExceededError, Judge, judge_fleets
 from baselines.recorder import CurveRecorder
 from mf_taxi_env import TaxiMDP, load_scenario
+from mf_taxi_env.bound import kept
 from mf_taxi_env.mdp import Move
 
 
@@ -208,6 +211,32 @@ def test_a_violation_may_earn_more(judge: Judge, teleport: Any) -> None:
     judgement, mu = judge(teleport(torch.stack([judge.world.demand(t) for t in range(12)])))
     assert judgement.reward > judge.bound.upper + 1.0 and judgement.violations == 12
     assert judgement.score != judgement.score and judgement.min_margin < 0 and mu.shape == (13, 25)
+
+
+def test_the_judge_and_the_score_mean_the_same_by_violated(judge: Judge, teleport: Any) -> None:
+    """At the edge of the tolerance, too, where margins are kept in float32 and are not in float64, or the other way round."""
+    world = judge.world
+    demand = torch.stack([world.demand(t) for t in range(12)])
+    inside, outside = torch.full_like(demand, 1 / 25), demand
+    for _ in range(40):  # to a margin of -1e-6, in float64
+        middle = (inside.double() + outside.double()) / 2
+        low = bool((world.margins(middle) < -1e-6).any())
+        inside, outside = (inside, middle) if low else (middle, outside)
+    near = (inside + s * 1e-7 * (demand - inside) for s in range(-20, 21))
+    steps = [mu.float() for mu in near]
+    split = [mu for mu in steps if bool(kept(world.margins(mu)).all() != kept(world.margins(mu.double())).all())]
+    assert split, "no distribution is rounded across the edge: the test shows nothing"
+    for mu in (*split, steps[0], steps[-1]):
+        judgement, _ = judge(teleport(mu))
+        assert math.isnan(judgement.score) == (judgement.violations > 0) == (judgement.min_margin < -1e-6)
+
+
+def test_a_city_without_anything_to_earn_has_no_judge() -> None:
+    """Its scores would all be NaN, of policies that keep the constraints."""
+    city = load_scenario("synthetic", 5)
+    flat = dataclasses.replace(city, demand=np.full(25, 1 / 25), trips=np.full((25, 25), 1 / 25))
+    with pytest.raises(ValueError, match="in which more can be earned than by staying put"):
+        Judge(TaxiMDP(flat, reward_timing="next"))
 
 
 @pytest.mark.parametrize("action", [1.5, float("nan")])

@@ -258,6 +258,23 @@ def test_a_full_disk_leaves_no_half_result(
     assert read_run(folder).result is not None
 
 
+def test_a_disk_without_room_for_a_traceback_ends_no_other_run(
+    run: Run, drift: Path, quick: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The traceback is told at the shell instead, and nothing is left of it; an earlier one stays whole."""
+    drift.with_name("plan").write_text("0 3 crash")
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        return full() if Path(target).name == "error.txt" else replace(self, target)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(Path, "replace", failing)
+    told = run("run", "--algorithms", f"{drift}:drift", *quick, "--seeds", 2, "--out", tmp_path / "out")
+    assert told.status == 1 and "1 of 2 runs are finished" in told.out and "drift/seed-1  score" in told.out
+    assert "seed-0 failed, and error.txt cannot be written" in told.err and "ArithmeticError: as planned" in told.err
+    assert not [path for path in (tmp_path / "out" / DRIFT_FOLDER / "seed-0").iterdir() if "error" in path.name]
+
+
 def test_ray_and_processes_make_the_same_table(run: Run, drift: Path, quick: tuple[object, ...], tmp_path: Path) -> None:
     """Where runs are carried out changes nothing but times."""
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")

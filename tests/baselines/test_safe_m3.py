@@ -116,8 +116,10 @@ def test_ablations_take_one_thing_away() -> None:
 
 
 def test_published_settings_are_the_papers() -> None:
-    """No certificate, weight 1, L_h = 0.1, a network without a field, representative taxis that follow the policy."""
+    """No certificate, weight 1, L_h = 0.1, a network without a field, representative taxis that follow the policy; the rate and
+    the width of the published configuration files, and no linearisation."""
     config = VARIANTS["published"][1]
     assert not config.certified and config.constrained and config.exploration == "policy"
     assert config.barrier.initial == config.barrier.final == 1.0 and EntropyFloor(0.95).lipschitz == 0.1
     assert config.policy.kind == "network" and config.policy.hidden == (256, 256) and not config.policy.residual
+    assert config.beta == 1.0 and config.bptt.learning_rate == 1e-4 and config.bptt.renewal == 0

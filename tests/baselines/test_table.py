@@ -19,8 +19,9 @@ from scipy import stats
 
 from baselines.collected import collect
 from baselines.curve import Curve, Row
+from baselines.figures import learning, profiles
 from baselines.learning_curves import POINTS, learning_curve
-from baselines.page import page_text
+from baselines.page import INTRODUCTION, commands, page_text
 from baselines.plans import Benchmark
 from baselines.run_folder import Result, Settings, write_result, write_start
 from baselines.standings import aggregate, standings
@@ -102,7 +103,7 @@ def test_interquartile_mean_and_interval_are_the_known_ones(make: Make, tmp_path
     ).confidence_interval  # fmt: skip
     assert (eight.score_low, eight.score_high) == pytest.approx(tuple(reference), abs=0.03)
     assert (two.score, two.score_low, two.score_high) == pytest.approx((0.3, 0.2, 0.4))
-    assert (one.score, one.score_low, one.score_high) == (0.25, 0.25, 0.25)
+    assert one.score == 0.25 and math.isnan(one.score_low) and math.isnan(one.score_high)
     assert (eight.seeds, two.seeds, one.seeds) == (8, 2, 1)
 
 
@@ -317,7 +318,8 @@ def test_commands_and_machines_are_told(
         raise ValueError("not carried out")
 
     monkeypatch.setattr(Benchmark, "cities", parsed)
-    for line in re.findall(r"^python -m baselines (.*)$", text, re.MULTILINE):
+    assert text.count(" --workers 2 ") == 4
+    for line in re.findall(r"^python -m baselines (run .*)$", text, re.MULTILINE):
         assert run(*shlex.split(line)).err.strip().endswith("not carried out")
     runs = [(name, seed) for one in asked for name in one.algorithms for seed in one.seeds]
     assert sorted(runs) == [("a", 0), ("a", 1), ("a", 4), ("b", 0), ("b", 0), ("my own.py:c", 0)]
@@ -343,9 +345,9 @@ def test_every_start_is_told(make: Make, tmp_path: Path) -> None:
     again = {**START, "commit": "def", "machine": {**START["machine"], "cpu": "another CPU"}}
     (folder / "run.json").write_text(json.dumps({**facts, "starts": [*facts["starts"], again]}))
     sections = collect([tmp_path / "out"])
-    text = page_text(sections, {one.name: standings(one) for one in sections}, aggregate(sections), {}, "there")
+    text = page_text(sections, {one.name: standings(one) for one in sections}, aggregate(sections), {})
     assert "- Commit: abc (2 of 2 runs)\n- Commit: def (1 of 2 runs)" in text
-    assert "a CPU, 2 cores" in text and "another CPU, 2 cores" in text and "after a kill: 1 of 2 runs" in text
+    assert "a CPU, 2 cores" in text and "another CPU, 2 cores" in text and "- Started more than once: 1 of 2 runs" in text
 
 
 def test_a_correction_that_is_not_known_has_no_count(make: Make, tmp_path: Path) -> None:
@@ -359,11 +361,78 @@ def test_a_correction_that_is_not_known_has_no_count(make: Make, tmp_path: Path)
 
 def test_every_column_is_in_the_rows(make: Make, tmp_path: Path) -> None:
     """A standing is made of all its fields, none of them an accident of order."""
-    make("a", 0, [row(120, 0.5, seconds=7.0)], fleet=FLEET)
+    for seed in (0, 1):
+        make("a", seed, [row(120, 0.5, seconds=7.0)], fleet=FLEET)
     (one,) = standings(collect([tmp_path / "out"])[0])
     assert dataclasses.asdict(one) == {
-        "scenario": "town-k5", "algorithm": "a", "label": "A", "oracle": False, "seeds": 1, "over_budget": 0,
-        "score": 0.5, "score_low": 0.5, "score_high": 0.5, "violated_at_end": 0, "safe_score": 0.5, "reward": -5.0,
-        "episodes": 10, "violated": 0, "env_steps": 120.0, "env_steps_learned": 120.0, "seconds_learned": 7.0, "learned": 1,
-        "seconds": 7.0, "served_demand": 0.625, "fleets": 10, "fleets_violated": 3, "fleets_corrected": 1,
+        "scenario": "town-k5", "algorithm": "a", "label": "A", "oracle": False, "seeds": 2, "commits": "abc",
+        "over_budget": 0, "score": 0.5, "score_low": 0.5, "score_high": 0.5, "violated_at_end": 0, "safe_score": 0.5,
+        "reward": -5.0, "episodes": 20, "violated": 0, "env_steps": 120.0, "env_steps_learned": 120.0, "seconds_learned": 7.0,
+        "learned": 2, "seconds": 7.0, "served_demand": 0.625, "fleets": 20, "fleets_violated": 6, "fleets_corrected": 2,
     }  # fmt: skip
+
+
+def test_runs_of_several_commits_are_marked(make: Make, tmp_path: Path) -> None:
+    """Also one run that was started at two; a checkout with changes is another than one without."""
+    for seed, commit in enumerate([None, "1234567890abcdef", "1234567890abcdef with changes"]):
+        facts = json.loads((path := make("mixed", seed, [row(120, 0.5)]) / "run.json").read_text())
+        path.write_text(json.dumps({**facts, "starts": [{**START, "commit": commit}]}))
+        make("alike", seed, [row(120, 0.4)])
+    mixed, alike = standings(collect([tmp_path / "out"])[0])
+    assert (mixed.commits, alike.commits) == ("- 123456789 123456789+", "abc")
+    text = markdown([mixed, alike])
+    assert " 3 ‡ |" in text and text.count("‡") == 2 and text.endswith("\n\n‡ The runs are of more than one commit.")
+    assert "‡" not in markdown([alike])
+
+
+def test_one_seed_has_no_interval(make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace]) -> None:
+    """Nobody knows what seeds differ by: no brackets, no band, no numbers; in one of several cities is enough for that."""
+    assert np.isnan(estimate([[0.1, 0.2], [0.3]])[1:]).all() and not np.isnan(estimate([[0.1, 0.2], [0.3, 0.4]])).any()
+    assert np.isnan(performance_profile([[0.1, 0.2], [0.3]], np.array([0.0, 0.2])).low).all()
+    make("one", 0, [row(0, 0.0), row(120, 0.5)])
+    (section,) = collect([tmp_path / "out"])
+    order = standings(section)
+    for drawing in (learning(section, order), profiles([section], order)):
+        assert not drawing.figure.axes[0].collections, "a band"
+        assert {cell for line in drawing.tables[""].rows for cell in line[3:5]} == {""}
+        assert "One seed: no interval." in drawing.figure.get_supxlabel().replace("\n", " ")
+    told = run("table", tmp_path / "out", "--out", tmp_path / "table")
+    assert re.search(r"\| +0\.500 \|.*\n\nOne seed: no interval\.\n", told.out), told.out
+    (line,) = csv.DictReader((tmp_path / "table" / "leaderboard.csv").read_text().splitlines())
+    assert (line["score"], line["score_low"], line["score_high"], line["served_demand"]) == ("0.5", "", "", "")
+    make("one", 1, [row(0, 0.0), row(120, 0.5)])
+    (section,) = collect([tmp_path / "out"])
+    drawing = learning(section, standings(section))
+    assert drawing.figure.axes[0].collections and "One seed" not in drawing.figure.get_supxlabel()
+    assert "One seed" not in markdown(standings(section))
+
+
+def test_the_page_says_how_it_is_made(
+    make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own command, of the folders that the others fill; how files of cities are built; and remarks, which stay."""
+    monkeypatch.chdir(tmp_path)
+    Path("notes.md").write_text("By hand: **read this**.\n")
+    for seed in (0, 1):
+        folder = make("a", seed, [row(120, 0.5)])
+        facts = json.loads((folder / "run.json").read_text())
+        facts["asked"]["scenario"] = "town.npz"
+        facts["starts"][0]["at_a_time"] = "ray" if seed else 3
+        (folder / "run.json").write_text(json.dumps(facts))
+    make("b", 0, [row(120, 0.5)], finished=False, city="other")
+    for _ in range(2):
+        told = run("table", "out", "--out", tmp_path / "table", "--page", "docs/board.md", "--notes", "notes.md")
+        assert told.status == 0, told.err
+        text = Path("docs/board.md").read_text()
+        assert re.search(r"All columns: .*\n\nBy hand: \*\*read this\*\*\.\n\n!\[Performance", text)
+    assert "python -m baselines table runs/town-k5 --out runs/table --page docs/board.md --notes notes.md\n" in text
+    assert "--workers 3 --out runs/town-k5\n" in text
+    assert "`town.npz` is built: [Results](results.md) for the real city, else [Your own city](own_city.md)." in text
+    assert "docs/results.md" in (tmp_path / "table" / "leaderboard.md").read_text()
+    for term in ("score of the others", "demand served", "fleets that violate", "corrected", "Config.fleet"):
+        assert term in INTRODUCTION
+    (tmp_path / "out" / "town-k5" / "a" / "seed-0" / "result.json").unlink()
+    sections = collect([Path("out")])
+    assert any(" --ray auto " in command for command in commands(sections))
+    told = run("table", "out", "--out", "never", "--notes", "missing.md")
+    assert told.status == 2 and "missing.md" in told.err and not Path("never").exists()

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from mf_taxi_env.atomic import ABANDONED, replacing
+
+#: A process that is in the middle of a write to its argument, and says so.
+WRITER = """
+import sys, time
+from pathlib import Path
 from mf_taxi_env.atomic import replacing
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half a che")
+    print("writing", flush=True)
+    time.sleep(120)
+"""
+
+
+def write(target: Path, text: str) -> None:
+    """Replace a file."""
+    with replacing(target) as temporary:
+        temporary.write_text(text)
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -33,4 +54,36 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         fill_the_disk()
     assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="whether a process lives is not asked there")
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    """As long as the writer lives its half file is its own; once it is killed, the next write to that target clears it away."""
+    target, neighbour = tmp_path / "checkpoint", tmp_path / "checkpoint.json"
+    target.write_text("old")
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "writing\n"
+            (half,) = set(tmp_path.iterdir()) - {target}
+            write(target, "new")
+            assert half.read_text() == "half a che", "a living process's"
+        finally:
+            process.kill()
+    assert target.read_text() == "new" and half.exists()
+    write(neighbour, "{}")
+    assert half.exists(), "another target's"
+    write(target, "newer")
+    assert set(tmp_path.iterdir()) == {target, neighbour} and target.read_text() == "newer"
+
+
+def test_another_machines_half_file_is_its_own_for_a_day(tmp_path: Path) -> None:
+    """Its process cannot be asked after, whatever lives or died under that number here; what is untouched for long is left."""
+    target, half = tmp_path / "checkpoint", tmp_path / ".checkpoint.00000000.999999999.1.tmp"
+    half.touch()
+    write(target, "new")
+    assert half.exists()
+    before = time.time() - ABANDONED - 60
+    os.utime(half, (before, before))
+    write(target, "newer")
     assert list(tmp_path.iterdir()) == [target]

@@ -126,6 +126,7 @@ def test_other_trips_one_by_one_or_side_by_side(make_scenario: Make) -> None:
         torch.testing.assert_close(together.shift(mu)[i], expected)
         torch.testing.assert_close(together.shift(mu[0])[i], city.with_trips(trips[i]).shift(mu[0]))
     assert torch.equal(city.shift(mu), before) and city.scenario is scenario
+    assert city.own_trips is None and together.own_trips is trips
     assert np.array_equal(together.scenario.demand, scenario.demand) and together.scenario.box == scenario.box
     with pytest.raises(ValueError, match=r"shape \[..., 9, 9\], got \(4, 4\)"):
         city.with_trips(torch.eye(4))

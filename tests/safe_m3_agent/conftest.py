@@ -106,6 +106,6 @@ def roam() -> Callable[..., tuple[Transitions, Tensor]]:
         mass = torch.rand(n, grid.size, generator=generator, dtype=dtype).pow(3)
         mu = mass / mass.sum(-1, keepdim=True)
         goals = motion(positions.unsqueeze(-2), mu, actions.unsqueeze(-2)).squeeze(-2)
-        return Transitions(positions, mu, actions, TruncatedGaussian(grid, noise_std).sample(goals, generator)), goals
+        return Transitions.of(positions, mu, actions, TruncatedGaussian(grid, noise_std).sample(goals, generator)), goals
 
     return make

@@ -50,7 +50,12 @@ def midway(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def safe(town: TaxiMDP, midway: Path) -> SafeM3UCRL:
     """The motion unknown, six episodes."""
     agent = SafeM3UCRL(town, QUICK, seed=0)
-    agent.learn(6, callback=lambda agent, episode: agent.save(midway) if episode.episode == 4 else None)
+
+    def keep(agent: SafeM3UCRL, episode: Episode) -> None:
+        if episode.episode == 4:
+            agent.save(midway)
+
+    agent.learn(6, callback=keep)
     return agent
 
 
@@ -136,11 +141,17 @@ def test_unknown_trips_with_the_motion_known(town: TaxiMDP) -> None:
     assert history[-1].score >= 0.15
 
 
-def test_a_world_without_constraints(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
-    """Nothing to keep: every policy is certified, margins are infinite, no step violates."""
-    history = SafeM3UCRL(make_world(constraints=()), tiny).learn(2)
-    assert history.violations == 0
-    assert history.column("min_margin") == [math.inf, math.inf]
+@pytest.mark.parametrize("model", ["ensemble", "known"])
+def test_a_world_without_constraints(make_world: Callable[..., TaxiMDP], tiny: Config, model: Any) -> None:
+    """Nothing to keep: every plan passes, margins are infinite, no step violates; without certificates none has a worst one."""
+    config = replace(tiny, model=model)
+    free, without = (SafeM3UCRL(make_world(constraints=()), one).learn(2) for one in (config, replace(config, certified=False)))
+    assert free.violations == 0
+    assert free.column("min_margin") == [math.inf, math.inf]
+    assert free[-1].worst_margin == math.inf
+    if model == "known":
+        assert all(free.column("certified")), "a longer plan is a better one"
+    assert all(math.isnan(margin) for margin in without.column("worst_margin")) and not any(without.column("certified"))
 
 
 def test_the_episode_records_what_the_policy_in_use_does(safe: SafeM3UCRL, town: TaxiMDP) -> None:

@@ -189,7 +189,8 @@ HASTY = Config(beta=0.01, representative_agents=2, anew=0.0, ensemble=EnsembleCo
 def test_overconfidence_is_caught_before_it_is_executed(make_world: Callable[..., TaxiMDP], seed: int) -> None:
     """Who trusts the model's mean leaves the floor within four episodes; with the same settings, calibration prevents it."""
     world = make_world(cells=6, floor=0.92, horizon=6)
-    trusting = SafeM3UCRL(world, replace(HASTY, calibrate=False), seed=seed).learn(4)
+    with pytest.warns(UserWarning, match="withdrawn"):
+        trusting = SafeM3UCRL(world, replace(HASTY, calibrate=False), seed=seed).learn(4)
     assert trusting.violations >= 1 and any(trusting.column("certified"))
     history = SafeM3UCRL(world, HASTY, seed=seed).learn(4)
     assert history.violations == 0

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from mf_taxi_env import TaxiMDP
 from safe_m3_agent import (
@@ -22,7 +24,7 @@ from safe_m3_agent import (
     StopOnScore,
     WandbCallback,
 )
-from safe_m3_agent.callbacks import Learner, as_callback
+from safe_m3_agent.callbacks import Learner, as_callback, goes_on
 from safe_m3_agent.run import RunFolder
 
 EPISODE = Episode(0, math.nan, -5.25, 0.4, 0, 0.0, False, math.nan, 0.43, 3.5, 0.9, 1.0, 0.3, 1.5)
@@ -87,7 +89,7 @@ def test_lists_of_lists_save_first(agent: SafeM3UCRL) -> None:
 
 
 def test_functions_are_callbacks(agent: SafeM3UCRL) -> None:
-    """A plain function is called after each episode; False stops, anything else goes on."""
+    """A plain function is called after each episode; False stops, True and None go on."""
     seen: list[int] = []
     agent.learn(2, callback=lambda learner, episode: seen.append(episode.episode))
     assert seen == [0, 1]
@@ -99,6 +101,34 @@ def test_stopping_is_asked_for_after_all_have_seen_the_episode(agent: SafeM3UCRL
     pages: list[str] = []
     agent.learn(5, callback=[lambda learner, episode: False, Diary("a", pages)])
     assert pages == ["a starts", "a before 0", "a after 0", "a ends"]
+    assert len(agent.history) == 1
+
+
+class Numbers(Callback):
+    """Answers with what a comparison of numbers gives."""
+
+    def on_episode_end(self, agent: Learner, episode: Episode) -> Any:
+        return np.mean(agent.history.column("score")) > math.inf
+
+
+def test_what_a_comparison_gives_stops_as_false_does(agent: SafeM3UCRL) -> None:
+    """NumPy's and torch's False stop too: from a function, from a callback, from a list of either."""
+    stops: list[Any] = [
+        *(lambda learner, episode, no=no: no for no in (False, np.False_, torch.tensor(False))),
+        *(Numbers(), [Callback(), Numbers()]),
+    ]
+    for number, stop in enumerate(stops, start=1):
+        assert len(agent.learn(3, callback=stop)) == number
+    for yes in (None, True, np.True_, torch.tensor(True)):
+        assert goes_on(yes) is True
+
+
+@pytest.mark.parametrize("answer", [0, 1.0, "no", Path("run"), torch.tensor(0), torch.tensor([False]), np.array([False])])
+def test_answers_that_are_no_truth_values_are_refused(agent: SafeM3UCRL, answer: Any) -> None:
+    """The message says what came back; the episode has happened all the same."""
+    refused = rf"must return None, True or False after an episode, got .*{type(answer).__name__}"
+    with pytest.raises(TypeError, match=refused):
+        agent.learn(2, callback=[lambda learner, episode: answer])
     assert len(agent.history) == 1
 
 

@@ -39,6 +39,8 @@ from safe_m3_agent.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from safe_m3_agent.policy import FieldPolicy
+from safe_m3_agent.run import RunFolder
 from safe_m3_agent.worlds import SCENARIO_FILE
 
 CPU = torch.device("cpu")
@@ -301,6 +303,59 @@ def test_a_folder_of_another_run_is_refused(
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
+def test_a_shorter_run_is_not_saved_over_a_longer_one(agent: SafeM3UCRL, saved: Path, world: TaxiMDP, tiny: Config) -> None:
+    """A fresh agent of the same run would cost the episodes that the folder holds; one that is as far may save again."""
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    fresh = SafeM3UCRL(world, tiny, seed=3)
+    fresh.learn(1)
+    message = r"holds 2 episodes of this run, and the agent has 1: go on with SafeM3UCRL.load\('.*'\), or choose another folder"
+    for attempt in (fresh.save, fresh.check_folder):
+        with pytest.raises(ValueError, match=message):
+            attempt(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    agent.save(saved)
+    fresh.learn(2)
+    fresh.save(saved)
+    assert len(SafeM3UCRL.load(saved).history) == 3
+
+
+def test_the_first_policy_is_part_of_the_run(world: TaxiMDP, tiny: Config, tmp_path: Path) -> None:
+    """Agents that differ in nothing but the policy handed in at the start neither overwrite nor go on with each other's run."""
+    firsts = [None, *(FieldPolicy.of_actions(world, torch.full((25, 2), speed)) for speed in (0.01, 0.02))]
+
+    def fresh(first: FieldPolicy | None) -> SafeM3UCRL:
+        return SafeM3UCRL(world, tiny, seed=3, first=first)
+
+    for i, first in enumerate(firsts):
+        folder = tmp_path / str(i)
+        fresh(first).save(folder)
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        for other in (one for one in firsts if one is not first):
+            stranger = fresh(other)
+            with pytest.raises(ValueError, match=r"another run: first in run\.json differ"):
+                stranger.save(folder)
+            with RunFolder(folder) as run, pytest.raises(ValueError, match="another run: first"):
+                stranger.learn(1, callback=run)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        resumed = SafeM3UCRL.load(folder)
+        resumed.learn(1)
+        resumed.save(folder)
+        assert fresh(first).learn(1) == resumed.history
+    given = [json.loads((tmp_path / str(i) / RUN_FILE).read_text())["first"] for i in range(3)]
+    assert given[0] is None and len({*given}) == 3
+
+
+def test_a_run_from_before_first_was_recorded_goes_on(agent: SafeM3UCRL, saved: Path) -> None:
+    """A run file without the fact is one of an agent that began by staying put."""
+    facts = json.loads((saved / RUN_FILE).read_text())
+    del facts["first"]
+    (saved / RUN_FILE).write_text(json.dumps(facts))
+    resumed = SafeM3UCRL.load(saved)
+    resumed.learn(1)
+    resumed.save(saved)
+    assert agent.learn(1) == SafeM3UCRL.load(saved).history
+
+
 def test_the_world_is_rebuilt(make_world: Callable[..., TaxiMDP], tiny: Config, tmp_path: Path) -> None:
     """Scenario, horizon, noise, motion, constraints, timing and type come back from the files."""
     world = make_world(
@@ -354,6 +409,24 @@ def test_worlds_of_the_users_own_are_handed_in(
         SafeM3UCRL.load(tmp_path)
     resumed = SafeM3UCRL.load(tmp_path, mdp=world)
     assert resumed.mdp is world
+    assert resumed.learn(1) == agent.learn(1)
+
+
+def test_trips_of_the_users_own_are_handed_in(world: TaxiMDP, tiny: Config, tmp_path: Path) -> None:
+    """A city with other trips is not rebuilt as one without any: the world is asked for, and another one is refused."""
+    turned = torch.eye(25).roll(1, 0)
+    city = world.with_trips(turned)
+    agent = SafeM3UCRL(city, tiny, seed=1)
+    agent.learn(1)
+    agent.save(tmp_path)
+    with pytest.raises(ValueError, match=r"trips, of the user's own: hand the world in.*mdp="):
+        SafeM3UCRL.load(tmp_path)
+    for other, differ in ((world, "kind"), (world.with_trips(turned.roll(1, 0)), "trips")):
+        with pytest.raises(ValueError, match=f"another world: .*{differ}"):
+            SafeM3UCRL.load(tmp_path, mdp=other)
+        with pytest.raises(ValueError, match="another run: world"):
+            SafeM3UCRL(other, tiny, seed=1).check_folder(tmp_path)
+    resumed = SafeM3UCRL.load(tmp_path, mdp=world.with_trips(turned.clone()))
     assert resumed.learn(1) == agent.learn(1)
 
 

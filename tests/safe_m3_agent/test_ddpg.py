@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mf_taxi_env import EntropyFloor, TaxiMDP, load_scenario, score
+from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.barrier import relaxed_log_barrier
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.model.dynamics_model import KnownModel
 from safe_m3_agent.model.ensemble import EnsembleConfig, ProbabilisticEnsemble
-from safe_m3_agent.planners.actor import Acting, LiftedActor, Perturbed
+from safe_m3_agent.planners.actor import Acting, Jittered, LiftedActor, Perturbed
 from safe_m3_agent.planners.critic import StateCritic, expand
 from safe_m3_agent.planners.ddpg import ActorCritic, DDPGPlanner, follow
 from safe_m3_agent.planners.ddpg_config import DDPGConfig
@@ -177,8 +178,19 @@ def test_hallucinated_control_acts_in_the_nominal_world_alone(world: TaxiMDP) ->
     assert actor.eta is not None
     with torch.no_grad():
         actor.eta += 1.0
-    fields = Acting(actor, torch.tensor([1.0, 0.0])).field(mdp.initial((2,)), 0)
-    assert (fields[0, :, 2:] > 0.7).all() and not fields[1].any()
+    worlds = torch.tensor([1.0, 0.0])
+    for behaviour in (
+        Acting(actor, worlds),
+        Perturbed(actor, worlds, torch.tensor(0.01), 1, CosineModes(mdp, 3), seeded()),
+        Jittered(actor, worlds, 0.01, seeded()),
+    ):
+        fields = behaviour.field(mdp.initial((2,)), 0)
+        assert (fields[0, :, 2:] > 0.7).all() and not fields[1, :, 2:].any()
+        assert bool(fields[1, :, :2].any()) == (not isinstance(behaviour, Acting)), "what taxis do is noisy in every world"
+    jittered = Jittered(actor, worlds, 0.01, seeded()).field(mdp.initial((2,)), 0)
+    assert float(jittered[0, :, 2:].detach().std()) > 0.001, "and in the nominal one what is hallucinated"
+    blind = Jittered(LiftedActor(mdp, FieldPolicy(mdp), optimistic=False), worlds, 0.01, seeded())
+    assert blind.field(mdp.initial((2,)), 0).shape == (2, 25, 2)
 
 
 @settings(max_examples=25, deadline=None)
@@ -302,6 +314,32 @@ def test_the_trust_region_takes_bad_steps_back(world: TaxiMDP) -> None:
     safe, wild = plan(kept, known(world)), plan(lost, known(world))
     assert safe.objective > wild.objective
     assert kept.metrics()["actor_step"] < 0.02
+
+
+@pytest.mark.parametrize("renewal", [0, 2])
+def test_a_critic_that_diverges_ends_the_plan(world: TaxiMDP, renewal: int) -> None:
+    """Steps that lead to no number are taken back, so that the best evaluation is one: the plan is an error all the same."""
+    planner = DDPGPlanner(replace(QUICK, critic_rate=1e30, renewal=renewal), 0.01)
+    with pytest.raises(FloatingPointError, match=r"critic_loss nan.* smaller ddpg.critic_rate"):
+        plan(planner, known(world))
+
+
+def test_an_agent_whose_critic_diverges_is_left_as_it_was(world: TaxiMDP, tiny: Config) -> None:
+    """Nothing that is no number gets into what the next plan starts from, or into a checkpoint."""
+    agent = SafeM3UCRL(world, replace(tiny, planner="ddpg", model="known", ddpg=replace(tiny.ddpg, critic_rate=1e30)))
+    before, _ = agent._state()
+    with pytest.raises(FloatingPointError, match="MF-DDPG's plan broke down"):
+        agent.learn(1)
+    after, _ = agent._state()
+    assert len(agent.history) == 0 and before.keys() == after.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_the_objective_is_that_of_the_evaluation_the_page_on_metrics_names(world: TaxiMDP) -> None:
+    """The best one where steps are taken back, which the last one need not be; the last one where they are not."""
+    for trusting in (True, False):
+        planner = DDPGPlanner(replace(QUICK, rounds=4, actor_step=5.0, trust_region=trusting), 0.01)
+        assert (plan(planner, known(world)).objective == planner.metrics()["objective"]) == (not trusting)
 
 
 def test_metrics_are_named(world: TaxiMDP) -> None:

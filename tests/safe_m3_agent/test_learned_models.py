@@ -98,7 +98,7 @@ def test_sees_congestion(kind: str, roam: Roam) -> None:
     motion = CongestedMotion(GRID, 0.2)
     (data, _), (test, goals) = roam(motion, 500, 0), roam(motion, 2000, 1000)
     seeing = beliefs(fitted(kind, data), test)
-    flat_data, flat_test = (part._replace(mu=torch.full_like(part.mu, 1 / GRID.size)) for part in (data, test))
+    flat_data, flat_test = (part._replace(distributions=torch.full_like(part.mu, 1 / GRID.size)) for part in (data, test))
     blind = beliefs(fitted(kind, flat_data), flat_test)
     assert rms(seeing.mean - goals) < 0.02
     assert rms(seeing.mean - goals) < 0.4 * rms(blind.mean - goals)
@@ -108,7 +108,7 @@ def test_doubts_what_it_has_not_seen(kind: str, roam: Roam) -> None:
     """Trained on short moves to one side only, it is much less sure of long moves to the other, wherever they start."""
     data, _ = roam(FreeMotion(), 1500, 0)
     seen = (data.actions > 0).all(-1) & (data.actions < 0.4).all(-1)
-    model = fitted(kind, Transitions(*(part[seen] for part in data)))
+    model = fitted(kind, Transitions.of(data.positions[seen], data.mu[seen], data.actions[seen], data.next_positions[seen]))
     inner = GRID.centers()[((GRID.centers() - 0.5).abs() < 0.3).all(-1)]
     mu = torch.full((GRID.size,), 1 / GRID.size)
     near, far = (model.predict(inner, mu, move * inner / inner.abs()).epistemic for move in (0.2, -0.6))

@@ -26,7 +26,12 @@ def test_moves_are_of_the_true_motion(make_world: Callable[..., TaxiMDP], tiny: 
     agent.learn(1)
     data = agent._transitions
     assert data.size == 600
-    goals = torch.cat([world.motion(s.unsqueeze(0), mu, a.unsqueeze(0)) for s, mu, a in zip(*data[:3], strict=True)])
+    goals = torch.cat(
+        [
+            world.motion(s.unsqueeze(0), mu, a.unsqueeze(0))
+            for s, mu, a in zip(data.positions, data.mu, data.actions, strict=True)
+        ]
+    )
     inside = (goals > 0.1) & (goals < 0.9)
     error = data.next_positions - goals
     assert float(error.abs().max()) < 6 * 0.02

@@ -40,7 +40,7 @@ def drifts(world: SwarmMDP, n: int, seed: int = 0) -> tuple[Transitions, Tensor]
     actions = 2 * torch.rand(n, 1, generator=generator) - 1
     mu = world.initial((n,))
     goals = world.motion(positions, mu, actions)
-    return Transitions(positions, mu, actions, world.noise.sample(goals, generator)), goals
+    return Transitions.of(positions, mu, actions, world.noise.sample(goals, generator)), goals
 
 
 def taught(world: SwarmMDP, n: int, **config: Any) -> ProbabilisticEnsemble:
@@ -173,7 +173,7 @@ def test_network_policies_have_no_seam() -> None:
     policy = make_policy(PolicyConfig("network", hidden=(8, 8)), world, torch.Generator().manual_seed(0))
     assert isinstance(policy, NetworkPolicy) and not policy.field(world.initial(), 0).any()
     with torch.no_grad():
-        policy.out.weight.normal_(generator=torch.Generator().manual_seed(1))
+        policy.network(0).out.weight.normal_(generator=torch.Generator().manual_seed(1))
         ends = policy(torch.tensor([[0.0], [1.0], [0.5]]), world.initial(), 0)
     torch.testing.assert_close(ends[0], ends[1])
     assert not torch.allclose(ends[0], ends[2], atol=1e-3)

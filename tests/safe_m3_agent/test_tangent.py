@@ -19,7 +19,7 @@ from safe_m3_agent.model.dynamics_model import Belief, KnownModel
 from safe_m3_agent.model.gaussian_process import GaussianProcess, GPConfig
 from safe_m3_agent.model.trip_model import TripConfig, make_trip_model
 from safe_m3_agent.planners.bptt import BPTTConfig, BPTTPlanner
-from safe_m3_agent.policy import FieldPolicy, NetworkPolicy, Policy
+from safe_m3_agent.policy import FieldPolicy, NetworkPolicy
 from safe_m3_agent.tangent import applied
 from safe_m3_agent.tightening import LipschitzConfig
 from safe_m3_agent.transitions import Transitions
@@ -67,9 +67,9 @@ def test_on_its_trajectory_it_is_the_model(learned: HallucinatedMDP, steps: int)
 
 def test_for_a_policy_that_sees_the_distribution(learned: HallucinatedMDP) -> None:
     """The trajectory is the one that the policy's own answers lead to."""
-    policy: Policy = NetworkPolicy(learned, (8, 8), torch.Generator().manual_seed(0))
+    policy = NetworkPolicy(learned, (8, 8), torch.Generator().manual_seed(0))
     with torch.no_grad():
-        policy.out.weight.normal_(generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr,operator]
+        policy.network(0).out.weight.normal_(generator=torch.Generator().manual_seed(1))
         assert apart(learned.near(policy).rollout(policy), learned.rollout(policy)) < 1e-12
 
 

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 
 from safe_m3_agent.transitions import Transitions
 
 
-def moves(n: int, seed: int) -> Transitions:
-    """Random moves on four cells."""
+def moves(n: int, seed: int, *, together: bool = False) -> Transitions:
+    """Random moves on four cells, each in a distribution of its own, or all in one."""
     generator = torch.Generator().manual_seed(seed)
-    return Transitions(*(torch.rand(n, width, generator=generator) for width in (2, 4, 2, 2)))
+    positions, mu, actions, landed = (torch.rand(n, width, generator=generator) for width in (2, 4, 2, 2))
+    return Transitions.of(positions, mu[0] if together else mu, actions, landed)
 
 
 def test_empty_store_has_the_worlds_shape_and_type() -> None:
     """The first join neither fails nor changes the type."""
     empty = Transitions.empty(torch.zeros(4, dtype=torch.float64), 2)
     assert empty.size == 0
-    assert [tuple(part.shape) for part in empty] == [(0, 2), (0, 4), (0, 2), (0, 2)]
-    assert all(part.dtype == torch.float64 for part in empty)
+    assert [tuple(part.shape) for part in empty] == [(0, 2), (0, 2), (0, 2), (0, 4), (0,)]
+    assert [part.dtype for part in empty] == [torch.float64] * 4 + [torch.int64]
 
 
 def test_join_keeps_the_order() -> None:
-    """Older moves stay first: bootstrap weights belong to places in the store."""
-    first, second = moves(3, 0), moves(2, 1)
-    joined = first.join(second)
-    assert joined.size == 5
-    for part, old, new in zip(joined, first, second, strict=True):
-        assert torch.equal(part[:3], old) and torch.equal(part[3:], new)
-    assert all(torch.equal(a, b) for a, b in zip(Transitions.empty(torch.zeros(4), 2).join(first), first, strict=True))
+    """Older moves stay first: bootstrap weights belong to places in the store. Every move keeps its distribution."""
+    stores = [moves(3, 0), moves(4, 1, together=True), moves(2, 2)]
+    joined = stores[0].join(*stores[1:])
+    assert joined.size == 9 and len(joined.distributions) == 3 + 1 + 2
+    for name in ("positions", "mu", "actions", "next_positions"):
+        assert torch.equal(getattr(joined, name), torch.cat([getattr(store, name) for store in stores]))
+    one_by_one = reduce(Transitions.join, stores, Transitions.empty(torch.zeros(4), 2))
+    assert all(torch.equal(a, b) for a, b in zip(one_by_one, joined, strict=True))
+
+
+def test_a_distribution_is_kept_once() -> None:
+    """However many taxis moved in it: a run's memory and checkpoints grow with its steps, not with taxis times cells."""
+    assert moves(1000, 0, together=True).distributions.shape == (1, 4)

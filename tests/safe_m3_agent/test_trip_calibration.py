@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from mf_taxi_env import TaxiMDP
 from safe_m3_agent import Config, SafeM3UCRL
-from safe_m3_agent.certificate import confidence_radius
+from safe_m3_agent.certificate import Certificate, Certifier, confidence_radius
+from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.model.trip_calibration import FACTORS, TripCalibration
 from safe_m3_agent.model.trip_model import TripConfig, TripModel, make_trip_model
 from safe_m3_agent.transitions import Trips
@@ -185,7 +187,24 @@ def test_the_agent_says_and_uses_the_width(world: TaxiMDP, tiny: Config) -> None
         assert agent.trip_metrics["beta"] == 0.01 and agent.trip_metrics["tau"] == 1.0
 
 
-@pytest.mark.parametrize(("trips", "least"), [(TripConfig(beta=0.01), 1), (SURE, 6)])
+def test_a_withdrawal_widens_the_set_of_trips(world: TaxiMDP, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the truth has refuted a certificate, certificates go by trips of twice the level's width as well."""
+    agent = SafeM3UCRL(world, replace(tiny, learn_trips=True, calibrate=False, trips=TripConfig(members=3, beta=0.01)))
+    agent._trust.refuted = 1
+    seen, screen = [], Certifier.screen
+
+    def spy(self: Certifier, mdp: HallucinatedMDP, *arguments: Any) -> Certificate:
+        seen.append(mdp.doubts[1])
+        return screen(self, mdp, *arguments)
+
+    monkeypatch.setattr(Certifier, "screen", spy)
+    agent.learn(2)
+    assert seen and set(seen) == {(3, 2 * agent.calibration.quantile)}
+    assert agent.trip_metrics["beta"] == 2 * agent.calibration.quantile
+
+
+@pytest.mark.filterwarnings("ignore:the policy certified for episode")
+@pytest.mark.parametrize(("trips", "least"), [(TripConfig(beta=0.01), 1), (SURE, 3)])
 def test_trips_that_are_made_up_are_not_executed(make_world: Callable[..., TaxiMDP], trips: TripConfig, least: int) -> None:
     """One taxi, a floor of 0.92: who trusts the mode, or such a prior, leaves the floor; with calibration nobody does."""
     world = make_world(floor=0.92, horizon=6)
