@@ -42,9 +42,9 @@ class Config:
         beta: Half-width of the confidence set in epistemic standard deviations, at least 0; the certificate widens it for the
             number of members, see :func:`~safe_m3_agent.certificate.confidence_radius`.
         calibrate: Widen the confidence set where held-out landings show the model to be too sure of itself, see
-            :class:`~safe_m3_agent.calibration.Calibration`, and learned trips do, see
-            :class:`~safe_m3_agent.model.trip_calibration.TripCalibration`; ``beta`` is then the least width. Without constraints there is
-            nothing to certify, and ``beta`` stays as it is.
+            :class:`~safe_m3_agent.calibration.Calibration`, and that of learned trips likewise, see
+            :class:`~safe_m3_agent.model.trip_calibration.TripCalibration`; ``beta`` and ``trips.beta`` are then the least
+            widths. Without constraints there is nothing to certify, and they stay as they are.
         delta: Probability, in (0, 1), with which the calibrated set may miss a move of a vehicle's episode.
         representative_agents: Representative taxis per episode, at least 1.
         exploration: What representative taxis do: ``"free"``: where the model is least sure of among some random actions (they
