@@ -75,8 +75,9 @@ def main(cells: int = 25, threads: int = 2, epochs: int = 10, repeats: int = 5) 
     models: tuple[ModelName, ...] = ("ensemble", "gp")
     for model in models:
         learner = SafeM3UCRL(world, Config(model=model, representative_agents=80))
-        executed = world.rollout(learner.policy)
-        seen = observe(executed, world, learner.model, learner.policy, learner.config, generator, radius=1.0).transitions
+        with torch.no_grad():
+            executed = world.rollout(learner.policy)
+            seen = observe(executed, world, learner.model, learner.policy, learner.config, generator, radius=1.0).transitions
         _report(f"a fit to {seen.size} transitions, {model}", partial(learner.model.fit, seen, generator), repeats, 1)
 
 
