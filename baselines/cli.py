@@ -151,7 +151,8 @@ def _told(result: Result | Refused | None) -> str:
     """What became of a run in a line."""
     if not isinstance(result, Result):
         return "failed" if result is None else "refused"
-    end = f"score {result.score:6.3f}" if result.violations == 0 else f"{result.violations} steps violate"
+    unsafe = "1 step violates" if result.violations == 1 else f"{result.violations} steps violate"
+    end = unsafe if result.violations else f"score {result.score:6.3f}"
     learning = f"{result.violated:,} of {result.episodes:,} episodes violated"
     return f"{end:<17}  {learning:<32}  {result.env_steps:>9,} steps  {result.seconds:7.1f} s"
 
