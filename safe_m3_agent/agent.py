@@ -24,7 +24,6 @@ from safe_m3_agent.calibration import Calibration, HeldOut
 from safe_m3_agent.callbacks import Callback, as_callback, goes_on, training
 from safe_m3_agent.certificate import confidence_radius
 from safe_m3_agent.config import Config
-from safe_m3_agent.fleet_evaluation import fingerprint
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.history import Episode, History
 from safe_m3_agent.improvement import SafeImprovement
@@ -34,7 +33,7 @@ from safe_m3_agent.motion_model import make_motion_model
 from safe_m3_agent.observations import answered, read_observation
 from safe_m3_agent.planners.critic import check_critic
 from safe_m3_agent.planners.planner import part_of
-from safe_m3_agent.policy import Policy, copied_into, make_policy
+from safe_m3_agent.policy import Policy, copied_into, fingerprint, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
 from safe_m3_agent.trust import Trust
@@ -119,7 +118,7 @@ class SafeM3UCRL:
 
     @property
     def trip_metrics(self) -> dict[str, float]:
-        """What is known of the trips, see :meth:`TripModel.metrics`; none where they are given."""
+        """What is known of the trips, see :meth:`TripModel.metrics`, and the half-width that is gone by; none where given."""
         if self.trips is None:
             return {}
         return {**self.trips.metrics(typing.cast("TaxiMDP", self.mdp)), "beta": self._trip_beta}

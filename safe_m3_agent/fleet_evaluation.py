@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 import typing
@@ -20,7 +19,7 @@ from mf_taxi_env.safety import scatter
 from safe_m3_agent.fleet_table import FleetEpisode, FleetKey, FleetTable
 from safe_m3_agent.hallucination import FLEET_DEVIATIONS
 from safe_m3_agent.jobs import RETRIES, Job, JobsError, Outcome, run_jobs
-from safe_m3_agent.policy import Policy
+from safe_m3_agent.policy import Policy, fingerprint
 
 
 class Subject(NamedTuple):
@@ -35,15 +34,6 @@ class Subject(NamedTuple):
         """A policy with its episode in the mean field."""
         with torch.no_grad():
             return cls(world, policy, world.rollout(policy))
-
-
-def fingerprint(policy: Policy) -> str:
-    """Twelve digits that tell a policy from others: of all its parameters, bit by bit."""
-    digest = hashlib.sha256()
-    for name, value in policy.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def sufficient_taxis(subject: Subject) -> float:

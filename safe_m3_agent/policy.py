@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -251,6 +252,15 @@ class _NetworkField:
         located = self.located[min(t, len(self.located) - 1)]
         raw = network.upper(located + network.of_distribution(mu).unsqueeze(-2))
         return (raw if residual is None else raw + residual.raw(t)).tanh()
+
+
+def fingerprint(policy: Policy) -> str:
+    """Twelve digits that tell a policy from others: of all its parameters, bit by bit."""
+    digest = hashlib.sha256()
+    for name, value in policy.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def copied_into(own: Policy, given: Policy, name: str) -> Policy:

@@ -26,11 +26,11 @@ from mf_taxi_env.fleet_metrics import entropy_bias, episode_metrics, estimate, f
 from mf_taxi_env.information import entropy
 from mf_taxi_env.safety import Constraint, RegionCapacity
 from safe_m3_agent.cli import main
-from safe_m3_agent.fleet_evaluation import Subject, evaluate_fleets, fingerprint, recorded_fleets, sufficient_taxis
+from safe_m3_agent.fleet_evaluation import Subject, evaluate_fleets, recorded_fleets, sufficient_taxis
 from safe_m3_agent.fleet_summary import fleet_report, safe_from, share_of, summarized
 from safe_m3_agent.fleet_table import FLEET_FILE
 from safe_m3_agent.jobs import JobsError
-from safe_m3_agent.policy import FieldPolicy
+from safe_m3_agent.policy import FieldPolicy, fingerprint
 
 SIZES, RUNS = (7, 60, 500), 3
 Make = Callable[..., TaxiMDP]
