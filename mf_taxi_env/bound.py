@@ -1,4 +1,4 @@
-"""What is possible in a world: a certified bound on what any policy can earn, and the score of a policy against it.
+"""What is possible in a world: a certified bound on what any safe policy can earn, and the score of a policy against it.
 
 Solving the convex program needs the extra ``bounds`` (CVXPY with Clarabel).
 """
@@ -30,7 +30,7 @@ MARGIN_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """The most that any policy can earn in a :class:`~mf_taxi_env.TaxiMDP`.
+    """The most that any policy can earn that keeps the constraints of a :class:`~mf_taxi_env.TaxiMDP`.
 
     Attributes:
         reward: Sum over the episode of the best reward per step, in nats.
@@ -51,14 +51,15 @@ class Bound:
 
     @property
     def upper(self) -> float:
-        """What no policy exceeds, proven: ``reward + T * gap``, in nats."""
+        """What no policy that keeps the constraints exceeds, proven: ``reward + T * gap``, in nats."""
         return self.reward + len(self.mu) * self.gap
 
 
 def certified_bound(mdp: TaxiMDP, barrier: float = 0.0) -> Bound:
-    """Bound the return of every policy by a convex program per step.
+    """Bound the return of every policy that keeps the constraints by a convex program per step.
 
-    ``KL(rho || mu)`` is convex and the margins are concave in ``mu``, so no policy earns more in a step than
+    ``KL(rho || mu)`` is convex and the margins are concave in ``mu``, so no policy that keeps the constraints
+    earns more in a step, from the distribution that it causes, than
 
     - ``max -KL(rho || mu)`` over distributions with all margins at least zero (``barrier = 0``), or
     - ``max -KL(rho || mu) + barrier * sum log margin(mu)`` (``barrier > 0``), in the concave form of a margin that has one,
