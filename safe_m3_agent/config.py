@@ -40,12 +40,13 @@ class Config:
             such a fleet scatter by, see :meth:`HallucinatedMDP.for_fleet`. 0 is the mean field, an infinite fleet.
         optimistic: Choose the hallucinated control together with the policy (Eq. 8a); ``False`` plans on the model's mean.
         beta: Half-width of the confidence set in epistemic standard deviations, at least 0; the certificate widens it for the
-            number of members, see :func:`~safe_m3_agent.certificate.confidence_radius`.
+            number of members, see :class:`~safe_m3_agent.confidence.Confidence`.
         calibrate: Widen the confidence set where held-out landings show the model to be too sure of itself, see
             :class:`~safe_m3_agent.calibration.Calibration`, and that of learned trips likewise, see
             :class:`~safe_m3_agent.model.trip_calibration.TripCalibration`; ``beta`` and ``trips.beta`` are then the least
             widths. Without constraints there is nothing to certify, and they stay as they are.
-        delta: Probability, in (0, 1), with which the calibrated set may miss a move of a vehicle's episode.
+        delta: Probability, in (0, 1), with which the calibrated sets, of motion and of learned trips together, may be left in a
+            vehicle's episode.
         representative_agents: Representative taxis per episode, at least 1.
         exploration: What representative taxis do: ``"free"``: where the model is least sure of among some random actions (they
             carry no mass, so the fleet stays as safe as it is); ``"policy"``: what the fleet does, as in the paper.
@@ -115,7 +116,7 @@ class Config:
             ("representative_agents", 1), ("exploration_candidates", 1), ("adversaries", 0), ("rounds", 1), ("fleet", 0),
         ):  # fmt: skip
             whole_number(name, getattr(self, name), least)
-        if not self.growth >= 0:
-            raise ValueError(f"growth must be at least 0, got {self.growth!r}")
+        if not 0 <= self.growth < math.inf:
+            raise ValueError(f"growth must be a finite number >= 0, got {self.growth!r}")
         if not (1 < self.anew < math.inf or self.anew == 0):
             raise ValueError(f"anew must be a finite number > 1, or 0 for never, got {self.anew!r}")
