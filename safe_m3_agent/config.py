@@ -56,6 +56,7 @@ class Config:
             it; at least 1. Where nothing is certified in between, motion known or no constraint, one plan of as many steps.
         growth: Share by which the transitions have to grow before the agent plans again, at least 0: a model that has seen
             little more than the last one plans little better (UCRL2 waits for counts to double; Jaksch et al. 2010, Figure 1).
+            Where the policy in use violates a constraint it does not wait.
         anew: How many times as many transitions there have to be, more than 1, until the agent plans from the first policy
             again instead of from the one in use; 0 for never. What was planned with a poor model stays near where that led.
         tightening: What constraints are tightened by in plans: ``"accumulated"``, the fleet's doubt so far, as in the paper's

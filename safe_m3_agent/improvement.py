@@ -98,7 +98,7 @@ class SafeImprovement:
         Raises:
             FloatingPointError: If the planner's objective is not finite.
         """
-        enough = transitions > 0 and transitions >= (1.0 + self.config.growth) * self.planned_at
+        enough = transitions > 0 and (seen_unsafe or transitions >= (1.0 + self.config.growth) * self.planned_at)
         if not (enough or learned.exact):
             return Decision(policy, weight=self.weight)
         if not (self.config.constrained and self.config.certified):

@@ -446,3 +446,20 @@ def test_a_policy_that_violates_gives_way_to_any_with_a_certificate(town: TaxiMD
         improvement = SafeImprovement(ONE_ROUND, FieldPolicy(town), torch.zeros(0, 1))
         decision = improvement.improve(learned, FieldPolicy(town), torch.Generator(), transitions=1, seen_unsafe=unsafe)
         assert decision.taken is unsafe
+
+
+def test_an_agent_whose_policy_violates_does_not_wait(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data have to grow before it is planned again, unless the policy in use violates a constraint."""
+    asked = planned(monkeypatch, torch.tensor(3.0))
+    learned = HallucinatedMDP(town, WellLearned(town.motion, town.noise.std), 3.0)
+    improvement = SafeImprovement(ONE_ROUND, FieldPolicy(town), torch.zeros(0, 2))
+    for transitions, unsafe, plans in (
+        (0, True, 0),
+        (10, False, 1),
+        (11, False, 1),
+        (11, True, 2),
+        (12, False, 2),
+        (14, False, 3),
+    ):
+        improvement.improve(learned, FieldPolicy(town), torch.Generator(), transitions=transitions, seen_unsafe=unsafe)
+        assert len(asked) == plans
