@@ -54,7 +54,6 @@ def test_a_script_imports_what_lies_beside_it(tmp_path: Path, monkeypatch: pytes
 def test_each_script_has_its_own_helpers(helper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the same name in two folders, whichever comes first on a path that was inherited; what lies elsewhere stays."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
     (tmp_path / "common").mkdir()
     (tmp_path / "common" / "common_to_scripts.py").touch()
     monkeypatch.syspath_prepend(tmp_path / "common")
@@ -67,7 +66,8 @@ def test_each_script_has_its_own_helpers(helper: str, tmp_path: Path, monkeypatc
     common = sys.modules["common_to_scripts"]
     assert find_algorithm(f"{tmp_path / 'two' / 'script.py'}:two").label == "Of two"
     assert find_algorithm(f"{tmp_path / 'one' / 'script.py'}:one").label == "Of one"
-    assert sys.modules["common_to_scripts"] is common
+    assert sys.modules.pop("common_to_scripts") is common
+    sys.modules.pop("networks")
 
 
 def test_a_name_belongs_to_one_function() -> None:
