@@ -168,8 +168,7 @@ def test_jobs_of_a_lost_worker_are_tried_again(where: str, tmp_path: Path, reque
 def test_isolated_jobs_share_no_process(where: str, request: pytest.FixtureRequest) -> None:
     """Not one after the other either, with a single worker, nor with this process; one that ends its own ends no other."""
     ray = request.getfixturevalue("cluster") if where == "ray" else None
-    jobs = [Job(i, unsettle) for i in range(3 if ray else 2)]
-    jobs[1:1] = [] if ray else [Job("gone", os._exit, (7,))]
+    jobs = [*([] if ray else [Job("gone", os._exit, (7,))]), *(Job(i, unsettle) for i in range(3 if ray else 2))]
     outcomes = {outcome.key: outcome for outcome in run_jobs(jobs, workers=1, ray=ray, retries=0, isolated=True)}
     assert outcomes.keys() == {job.key for job in jobs}
     found = [outcome.value for key, outcome in outcomes.items() if key != "gone"]
