@@ -70,7 +70,7 @@ def make(tmp_path: Path) -> Make:
         asked = {"algorithm": algorithm, "scenario": city, "cells": 5}
         write_start(folder, Settings(**facts | settings), label=algorithm.upper(), oracle=oracle, asked=asked, start=START)
         curve = Curve(folder / "curve.csv")
-        curve.keep_below(0)
+        curve.keep(0)
         for one in rows:
             curve.append(one)
         if finished:
