@@ -26,6 +26,9 @@ BETWEEN = " | "
 class Standing:
     """An algorithm in one scenario, or, aggregated, in all of them. Means are interquartile, over seeds.
 
+    Runs that failed are in ``score``, ``best_recorded``, ``episodes`` and ``violated``; the other numbers of what runs come to
+    are of those with a result.
+
     Attributes:
         scenario: City and cells; ``"all"`` for the aggregate.
         algorithm: Name.
@@ -36,15 +39,13 @@ class Standing:
         commits: Commits that they were started at, short and ascending, with blanks between: ``+`` follows one where files
             differed from it, ``-`` is outside a checkout.
         machines: What they ran on, each as :func:`told_machine` tells it, ascending, with :data:`BETWEEN` between.
-        over_budget: Those of them that used more than 1.2 times their budget, of steps or of seconds.
+        over_budget: Runs that used more than 1.2 times their budget, of steps or of seconds.
         score: Mean final score; a policy that violates counts as 0, and so does a run that failed.
         score_low: Lower end of its 95 % interval; NaN where a scenario has one run only.
         score_high: Upper end.
         violated_at_end: Runs whose final policy violates.
-        safe_score: Mean final score of the runs whose final policy does not; NaN where there are none. All that follows is of
-            runs with a result, but for counts of episodes.
-        best_recorded: Mean over all runs of the best score that a recorded policy had, the final one or one on the way; 0 for a
-            run in which every one violates.
+        safe_score: Mean final score of the other runs with a result; NaN where there are none.
+        best_recorded: Mean of the best score that a recorded policy of a run had; 0 for a run in which all violate.
         reward: Mean return of the final policies, violating or not, nats.
         episodes: Episodes that all runs executed in the true world while they learned.
         violated: Those of them with a violation.
