@@ -167,8 +167,7 @@ def _world(section: Section) -> str:
     ]
     if results := [run.result for run in section.counting if run.result is not None]:
         told.append(f"Staying put earns {results[0].stay:.3f} nats, the certified bound is {results[0].bound:.3f}.")
-        margins = [margin for result in results if (margin := getattr(result, "stay_margin", None)) is not None]
-        unsafe = any(margin < 0 for margin in margins)
+        unsafe = any(result.stay_margin is not None and result.stay_margin < 0 for result in results)
         told += ["**Staying put violates a constraint here: the zero of the scores is unsafe itself.**"] * unsafe
     if shown.fleet_runs:
         told.append(f"Finite fleets: {shown.fleet_runs} of {shown.taxis:,} taxis per run.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import importlib.util
 import json
@@ -370,8 +371,8 @@ def test_ray_and_processes_make_the_same_table(run: Run, drift: Path, quick: tup
         told = run("run", *options, "--workers", 2, *where, "--out", out)
         assert told.status == 0, told.out + told.err
         assert run("table", out, "--out", out / "table").status == 0
-        lines = [line.split(",") for line in (out / "table" / "leaderboard.csv").read_text().splitlines()]
-        timed = [i for i, column in enumerate(lines[0]) if column.startswith("seconds")]
+        lines = list(csv.reader((out / "table" / "leaderboard.csv").read_text().splitlines()))
+        timed = [i for i, column in enumerate(lines[0]) if column.startswith(("seconds", "machines"))]
         tables[name] = [[cell for i, cell in enumerate(line) if i not in timed] for line in lines]
     assert len(tables["local"]) == 3 and tables["local"] == tables["ray"]
     starts = read_run(tmp_path / "ray" / DRIFT_FOLDER / "seed-1").starts
