@@ -128,8 +128,8 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
 def _check_city(mdp: MeanFieldMDP) -> None:
     if not isinstance(mdp, TaxiMDP):
         raise TypeError(
-            f"a certified bound is known of a TaxiMDP alone, got {mdp!r}: for other worlds see mf_taxi_env.bound.episode_score "
-            "and possible_return"
+            f"a certified bound is known of a TaxiMDP alone, got {type(mdp).__name__}: for other worlds see "
+            "mf_taxi_env.bound.episode_score and possible_return"
         )
 
 
