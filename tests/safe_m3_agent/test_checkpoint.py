@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -31,6 +32,7 @@ from mf_taxi_env import (
     WeightedEntropyFloor,
 )
 from safe_m3_agent import Config, SafeM3UCRL
+from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.checkpoint import (
     CHECKPOINT_FILE,
     FORMAT,
@@ -106,6 +108,23 @@ def test_tensors_and_facts_survive(tmp_path: Path) -> None:
 def test_a_saved_folder_holds_three_files(saved: Path) -> None:
     """Settings, scenario and checkpoint; no temporary files."""
     assert files(saved) == {RUN_FILE, SCENARIO_FILE, CHECKPOINT_FILE}
+
+
+def test_numbers_may_be_numpys(world: TaxiMDP, tiny: Config, tmp_path: Path) -> None:
+    """Settings out of ``np.arange`` and the like are saved, and are the same run as Python's own."""
+    theirs = replace(
+        tiny, representative_agents=np.int64(4), beta=np.float32(2.5), barrier=BarrierConfig(final=np.float32(0.125))
+    )
+    agent = SafeM3UCRL(world, theirs, seed=np.int64(3))  # type: ignore[arg-type]
+    agent.learn(1)
+    agent.save(tmp_path)
+    same = replace(tiny, representative_agents=4, beta=2.5, barrier=BarrierConfig(final=0.125))
+    SafeM3UCRL(world, same, seed=3).check_folder(tmp_path / "empty")
+    resumed = SafeM3UCRL.load(tmp_path)
+    assert resumed.config == same and resumed.seed == 3
+    assert resumed.save(tmp_path) == tmp_path
+    with pytest.raises(ValueError, match=r"seed must be an integer >= 0, got 1\.5"):
+        SafeM3UCRL(world, same, seed=1.5)  # type: ignore[arg-type]
 
 
 def test_an_agent_can_be_saved_before_its_first_episode(world: TaxiMDP, tiny: Config, tmp_path: Path) -> None:
