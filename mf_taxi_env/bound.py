@@ -74,9 +74,11 @@ def certified_bound(mdp: TaxiMDP, barrier: float = 0.0) -> Bound:
 
     Raises:
         ImportError: If CVXPY is not installed.
-        TypeError: If a constraint's safe set is not convex, or has no convex program of moderate size.
-        ValueError: If ``barrier`` is negative or no distribution meets the constraints.
+        TypeError: If the world is no :class:`~mf_taxi_env.TaxiMDP`, or a constraint's safe set is not convex, or has no convex
+            program of moderate size.
+        ValueError: If ``barrier`` is negative, no distribution meets the constraints, or the solver fails.
     """
+    _check_city(mdp)
     if not (math.isfinite(barrier) and barrier >= 0):
         raise ValueError(f"barrier must be a finite number >= 0, got {barrier!r}")
     known = _BOUNDS.setdefault(mdp, {})
@@ -103,8 +105,10 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
         violated at any step, and where staying put is already the best that is possible.
 
     Raises:
-        ValueError: If the shape is not ``[T, K]``, or a row is not a distribution.
+        TypeError: If the world is no :class:`~mf_taxi_env.TaxiMDP`, see :func:`episode_score`; and as :func:`certified_bound`.
+        ValueError: If the shape is not ``[T, K]``, or a row is not a distribution; and as :func:`certified_bound`.
     """
+    _check_city(mdp)
     mu = torch.as_tensor(distributions, device=mdp.device).double()
     if mu.shape != (mdp.horizon, mdp.grid.size):
         raise ValueError(f"distributions must have shape {(mdp.horizon, mdp.grid.size)} (mu_1 .. mu_T), got {tuple(mu.shape)}")
@@ -120,6 +124,14 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
     if bound.reward - stay <= mdp.horizon * bound.gap:
         return math.nan
     return (demand_match(mu, mdp) - stay) / (bound.reward - stay)
+
+
+def _check_city(mdp: MeanFieldMDP) -> None:
+    if not isinstance(mdp, TaxiMDP):
+        raise TypeError(
+            f"a certified bound is known of a TaxiMDP alone, got {type(mdp).__name__}: for other worlds see "
+            "mf_taxi_env.bound.episode_score and possible_return"
+        )
 
 
 def kept(margins: Tensor) -> Tensor:
@@ -219,7 +231,12 @@ def _solve_step(
     try:
         solution, multipliers, level = _optimum(cp, mdp, rho, barrier, unit=1.0)
     except cp.error.SolverError:
-        solution, multipliers, level = _optimum(cp, mdp, rho, barrier, unit=1.0 / rho.size)
+        try:
+            solution, multipliers, level = _optimum(cp, mdp, rho, barrier, unit=1.0 / rho.size)
+        except cp.error.SolverError as error:
+            raise ValueError(
+                f"the solver finds no bound under the constraints {mdp.constraints} with barrier={barrier!r}: {error}"
+            ) from error
     value, upper = _certificate(mdp, rho, solution, multipliers, barrier, level)
     if not math.isfinite(upper - value):
         raise ValueError(f"no distribution meets the constraints {mdp.constraints} with room to spare for a barrier")
