@@ -46,7 +46,8 @@ class Task:
             read, but passed on to simulators.
         seed: Whatever is random in the run comes from it.
         budget: How long it may learn.
-        folder: Of the algorithm alone, and there already: a run that was killed finds in it what it left.
+        folder: Of the algorithm alone, and there already: a run that was killed finds in it what it left, and is taken to go on
+            from that.
         device: Where tensors live.
     """
 
@@ -63,9 +64,9 @@ class Recorder(Protocol):
     def __call__(self, policy: Field, *, env_steps: int, episodes: int, violated: int) -> bool:
         """Measure a policy in the true world and add a row to the run's learning curve.
 
-        Where the curve has rows of as many steps or more, from before the run was killed, the first record after the kill
-        replaces them. An algorithm that begins from scratch then should record at its start, with 0 steps: else rows, and the
-        time, of what was lost stay to its account.
+        Where the curve has rows of more steps, from before the run was killed, the first record after the kill drops them, and
+        replaces the last of as many. An algorithm that begins from scratch then should record at its start, with 0 steps and
+        an empty folder: else rows, and the time, of what was lost stay to its account.
 
         Args:
             policy: What the algorithm would do if it ended now, without exploration.
@@ -105,6 +106,8 @@ class Algorithm:
 _ALGORITHMS: dict[str, Algorithm] = {}
 #: Names that scripts and modules have registered, by where those are.
 _ADDED: dict[str, set[str]] = {}
+#: Modules and packages that scripts have imported from beside them, by name: the folder of the script.
+_BESIDE: dict[str, Path] = {}
 
 
 def register(name: str, *, label: str | None = None, oracle: bool = False, settings: object = None) -> Callable[[Train], Train]:
@@ -144,7 +147,8 @@ def find_algorithm(name: str) -> Algorithm:
 
     Args:
         name: ``"stay"``; or ``"path/to/script.py:mine"`` or ``"package.module:mine"``, which imports script or module first.
-            A script's folder is put on ``sys.path``.
+            A script's folder is put first on ``sys.path``, and what scripts in other folders imported from beside them is
+            forgotten: each has helpers of its own, also of the same names.
 
     Raises:
         ValueError: If there is no such file, no algorithm of that name, or none that script or module registers.
@@ -180,9 +184,29 @@ def _run_script(path: Path) -> None:
     spec = importlib.util.spec_from_file_location(module, path)
     assert spec is not None  # it is a .py file
     assert spec.loader is not None
-    folder = str(path.parent.absolute())
-    if folder not in sys.path:  # as when Python runs it: it may import what lies beside it
-        sys.path.insert(0, folder)
+    folder = path.parent.absolute()
+    _forget_helpers(besides=folder)
+    # As when Python runs it, it may import what lies beside it; a process inherits the path of the one that has started it.
+    sys.path[:] = [str(folder), *(place for place in sys.path if place != str(folder))]
     loaded = importlib.util.module_from_spec(spec)
     sys.modules[module] = loaded  # where dataclasses and pickle look for what is defined there
+    before = set(sys.modules)
     spec.loader.exec_module(loaded)
+    _BESIDE.update(dict.fromkeys((name for name in sys.modules.keys() - before if _is_beside(name, folder)), folder))
+
+
+def _forget_helpers(besides: Path) -> None:
+    """Make Python import anew what scripts in other folders than this one have imported from beside them."""
+    others = {name for name, folder in _BESIDE.items() if folder != besides}
+    for name in [name for name in sys.modules if name.partition(".")[0] in others]:
+        del sys.modules[name]
+    for name in others:
+        del _BESIDE[name]
+
+
+def _is_beside(name: str, folder: Path) -> bool:
+    """Whether a module is a file, or a package, directly in a folder: an environment may be installed below it."""
+    spec = getattr(sys.modules[name], "__spec__", None)  # not all that is there is a module
+    if spec is None:
+        return False
+    return str(folder / f"{name}.py") == spec.origin or str(folder / name) in (spec.submodule_search_locations or ())

@@ -13,7 +13,7 @@ from torch import Tensor
 from mf_taxi_env import MeanFieldMDP, TaxiMDP
 from mf_taxi_env.mdp import Field
 from safe_m3_agent import Config
-from safe_m3_agent.certificate import confidence_radius
+from safe_m3_agent.confidence import student_quantile
 from safe_m3_agent.hallucination import HallucinatedMDP, UnknownMotion
 from safe_m3_agent.model.dynamics_model import DynamicsModel
 from safe_m3_agent.motion_model import make_motion_model
@@ -68,7 +68,7 @@ class MotionStudy:
 
     def episode(self) -> None:
         """One more episode, and a new fit."""
-        radius = confidence_radius(self.config.beta, self._model.members)
+        radius = student_quantile(self.config.beta, self._model.members)
         with torch.no_grad():
             executed = self.mdp.rollout(self._stay)
             seen = observe(executed, self.mdp, self._model, self._stay, self.config, self._generator, radius=radius)

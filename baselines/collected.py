@@ -18,18 +18,23 @@ class Section:
 
     Attributes:
         name: City and cells, such as ``"shenzhen-k25"``; no two sections share one.
-        finished: Runs with a result, by algorithm; by seed.
-        unfinished: All others.
+        ended: Runs that count, with a result or failed, by algorithm; by seed.
+        unfinished: All others: killed, or still running.
     """
 
     name: str
-    finished: dict[str, list[RecordedRun]]
+    ended: dict[str, list[RecordedRun]]
     unfinished: list[RecordedRun]
+
+    @property
+    def counting(self) -> list[RecordedRun]:
+        """Runs that count."""
+        return [run for runs in self.ended.values() for run in runs]
 
     @property
     def runs(self) -> list[RecordedRun]:
         """All runs."""
-        return [*(run for runs in self.finished.values() for run in runs), *self.unfinished]
+        return [*self.counting, *self.unfinished]
 
     @property
     def settings(self) -> Settings:
@@ -71,11 +76,11 @@ def _compared(settings: Settings) -> str:
 
 
 def _section(runs: Sequence[RecordedRun], names: Counter[str]) -> Section:
-    finished: dict[str, list[RecordedRun]] = {}
+    ended: dict[str, list[RecordedRun]] = {}
     for run in runs:
-        if run.result is not None:
-            finished.setdefault(run.settings.algorithm, []).append(run)
-    for mine in finished.values():
+        if run.result is not None or has_failed(run):
+            ended.setdefault(run.settings.algorithm, []).append(run)
+    for mine in ended.values():
         if len({run.settings.source for run in mine}) > 1:
             raise ValueError(
                 f"{mine[0].settings.algorithm}: its runs are of different versions of its script or settings: "
@@ -84,7 +89,12 @@ def _section(runs: Sequence[RecordedRun], names: Counter[str]) -> Section:
     name = runs[0].folder.parent.parent.name
     names[name] += 1
     unique = name if names[name] == 1 else f"{name}-{names[name]}"  # another budget, for instance
-    return Section(unique, finished, [run for run in runs if run.result is None])
+    return Section(unique, ended, [run for run in runs if run.result is None and not has_failed(run)])
+
+
+def has_failed(run: RecordedRun) -> bool:
+    """Whether the last start of a run ended with an error, and not with a result."""
+    return run.result is None and bool(run.error)
 
 
 def final(run: RecordedRun) -> Result:
@@ -96,3 +106,8 @@ def final(run: RecordedRun) -> Result:
 def counted(score: float) -> float:
     """A score as it enters means: a policy that violates has none and counts as 0, which staying put would have earned."""
     return 0.0 if math.isnan(score) else score
+
+
+def final_score(run: RecordedRun) -> float:
+    """The score of a run that counts, as it enters means: one that failed left no policy, and counts as 0."""
+    return 0.0 if run.result is None else counted(run.result.score)

@@ -55,9 +55,9 @@ class Curve:
         self.path = path
         self.rows = _read_rows(path) if path.exists() else []
 
-    def keep_below(self, env_steps: int) -> None:
-        """Drop the rows of that many steps or more, and write the rest anew."""
-        self.rows = [row for row in self.rows if row.env_steps < env_steps]
+    def keep(self, count: int) -> None:
+        """Drop all rows but the first so many, and write these anew."""
+        self.rows = self.rows[:count]
         lines = [_COLUMNS, *(dataclasses.astuple(row) for row in self.rows)]
         text = "".join(_line(values) for values in lines)
         with replacing(self.path) as temporary:
@@ -65,7 +65,7 @@ class Curve:
         self._end = len(text)
 
     def append(self, row: Row) -> None:
-        """Add a row; :meth:`keep_below` has been called before.
+        """Add a row; :meth:`keep` has been called before.
 
         Raises:
             OSError: If the disk refuses; the rows before are what they were.

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from baselines.collected import Section, counted, final
+from baselines.collected import Section, final_score
 from baselines.learning_curves import LearningCurve, learning_curve
 from baselines.standings import Standing
 from baselines.statistics import Values, performance_profile
@@ -17,15 +17,17 @@ from baselines.table import ONE_SEED, with_gaps
 from mf_taxi_env.render import new_figure
 from safe_m3_agent.figures.drawing import Drawing
 from safe_m3_agent.figures.seeds import Summary
-from safe_m3_agent.figures.style import BLACK, BLUE, GREY, ORANGE, PURPLE, RED, SKY, caption, clean
+from safe_m3_agent.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, caption, clean
 
 #: Panels side by side.
 ACROSS = 4
 #: Lower scores are drawn at the edge of a panel.
 LOWEST = -0.25
-#: One per family of several algorithms, in turn; red is kept for what is unsafe.
-HUES = (BLUE, PURPLE, SKY, ORANGE)
-#: Of an algorithm without a family.
+#: Of Tol's palette for every kind of colour vision; that of the others has no sixth which is not kept for something.
+INDIGO = "#332288"
+#: One per family of several algorithms, by name; red is kept for what is unsafe.
+HUES = (PURPLE, ORANGE, GREEN, INDIGO, BLUE, SKY)
+#: Of an algorithm without a family, or whose family is one too many.
 ALONE = BLACK
 #: Levels of the score in a performance profile.
 LEVELS = np.linspace(0.0, 1.0, 101)
@@ -38,7 +40,7 @@ def learning(section: Section, order: Sequence[Standing]) -> Drawing:
         section: The runs.
         order: Its standings: the panels, in their order.
     """
-    curves = [learning_curve(section.finished[one.algorithm]) for one in order]
+    curves = [learning_curve(section.ended[one.algorithm]) for one in order]
     end = max(1.0, *(float(curve.env_steps[-1]) for curve in curves))
     begin = min([float(steps) for curve in curves for steps in curve.env_steps if steps > 0], default=end)
     figure, panels = _panels(order)
@@ -79,7 +81,7 @@ def profiles(sections: Sequence[Section], order: Sequence[Standing]) -> Drawing:
     """
     shares = []
     for one in order:
-        scores = [[counted(final(run).score) for run in section.finished[one.algorithm]] for section in sections]
+        scores = [[final_score(run) for run in section.ended[one.algorithm]] for section in sections]
         shares.append(performance_profile(scores, LEVELS))
     figure, panels = _panels(order)
     for axes, one, share in zip(panels, order, shares, strict=True):
@@ -154,4 +156,4 @@ def _hue(one: Standing, order: Sequence[Standing]) -> str:
     counts = Counter(other.algorithm.partition("-")[0] for other in order)
     families = sorted(name for name, count in counts.items() if count > 1)
     mine = one.algorithm.partition("-")[0]
-    return HUES[families.index(mine) % len(HUES)] if mine in families else ALONE
+    return dict(zip(families, HUES, strict=False)).get(mine, ALONE)

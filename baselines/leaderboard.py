@@ -66,7 +66,7 @@ def make_leaderboard(
     tables += [f"all cities\n{markdown(overall.standings)}"] * bool(overall.standings)
     tables += [f"No table of all cities: {overall.reason}"] * bool(overall.reason)
     left = unfinished(sections)
-    tables += ["Not finished, and not counted:\n" + "\n".join(f"  {line}" for line in left)] * bool(left)
+    tables += ["Without a result:\n" + "\n".join(f"  {line}" for line in left)] * bool(left)
     return "\n\n".join([*tables, "\n".join(map(str, files))])
 
 

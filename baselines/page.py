@@ -8,28 +8,31 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from baselines.collected import Section, final
+from baselines.collected import Section
 from baselines.run_folder import RecordedRun
-from baselines.standings import Aggregate, Standing
+from baselines.standings import Aggregate, Standing, told_machine
 from baselines.table import markdown, unfinished
 
 INTRODUCTION = """\
 Every algorithm has the same budget: it learns until it has made that many steps of the true world or used up the time,
-whichever comes first; evaluation does not count. What is under way then is carried to its end; runs that used more than 1.2
-times their steps or seconds that way are marked *over budget*. The last policy is judged in the true mean field and with
-finite fleets.
+whichever comes first; evaluation does not count. What learns nothing ends at once: staying put, a random field and the
+classical oracles. What is under way when the budget ends is carried to its end; runs that used more than 1.2 times their
+steps or seconds that way are marked *over budget*. The last policy is judged in the true mean field and with finite fleets.
 
 - **score**: share of the possible, 0 = staying put, 1 = certified bound; interquartile mean over seeds with its 95 % bootstrap
   interval. A final policy that violates a constraint has no score and counts as 0, what the fleet earns if it is not used
   and everybody stays put, which has to be safe itself; *violate at the end* says how many do, and *score of the others* is
-  that of the runs whose final policy keeps the constraints.
+  that of the runs whose final policy keeps the constraints. A run that failed has no policy, and counts as 0, too.
+- **best safe record**: what keeping the best evaluated policy of each run would give, as is common practice: the best score
+  that a recorded policy of it had, 0 where all violate. It is selection by evaluation in the true mean field, where the
+  policies that are not chosen violate.
 - **episodes violated**: of the episodes executed in the true world while learning, over all seeds.
 - **demand served**: the share of requests that finite fleets serve; **fleets that violate**: those of them that break a
   constraint at some step; **corrected**: those that still do after the correction for what few taxis lack in entropy. An agent
   that is planned for the mean field keeps the constraint there, while finite fleets scatter about it; `Config.fleet`
   (`safe-m3-fleet`) plans for fleets of a size.
 - **steps**, **seconds to 80 %**: until the policy in hand first had 80 % of the run's own final score; of runs that end above
-  0.
+  0, which is told where it is not all.
 - † An oracle: it is given the true motion, which no operator knows. It says what is possible, not who learns best.
 """
 
@@ -72,14 +75,14 @@ def page_text(
         if section.name in images:
             parts.append(f"![Learning curves, {section.name}]({images[section.name]})")
     if left := unfinished(sections):
-        parts += ["## Not finished", "These runs do not count:", "\n".join(f"- {line}" for line in left)]
+        parts += ["## Without a result", "\n".join(f"- {line}" for line in left)]
     shown = "\n".join([*commands(sections), _table_command(sections, options)])
     parts += ["## How this was measured", f"```sh\n{shown}\n```", *_files(sections, in_docs), _machines(sections)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
 def commands(sections: Sequence[Section]) -> list[str]:
-    """Commands for a shell that make the finished runs again, one per set of seeds that some algorithms share.
+    """Commands for a shell that make the runs that count again, one per set of seeds that some algorithms share.
 
     As many run at a time as there were at most; a Ray cluster is taken to be running. Each section has a folder of its own,
     which runs in one world under two budgets need.
@@ -87,7 +90,7 @@ def commands(sections: Sequence[Section]) -> list[str]:
     lines = []
     for section in sections:
         by_seeds: dict[tuple[int, int], list[RecordedRun]] = {}
-        for runs in section.finished.values():
+        for runs in section.ended.values():
             for first, count in _stretches([run.settings.seed for run in runs]):
                 mine = [run for run in runs if first <= run.settings.seed < first + count]
                 by_seeds.setdefault((first, count), []).extend(mine)
@@ -125,7 +128,7 @@ def _folder(section: Section) -> str:
 
 def _table_command(sections: Sequence[Section], options: Sequence[str]) -> str:
     """The command that makes the leaderboard of such runs."""
-    folders = [_folder(section) for section in sections if section.finished]
+    folders = [_folder(section) for section in sections if section.ended]
     return shlex.join(["python", "-m", "baselines", "table", *folders, "--out", "runs/table", *options])
 
 
@@ -162,21 +165,21 @@ def _world(section: Section) -> str:
         + (f", entropy of the fleet at least {100 * floors[0]:g} % of its maximum" if floors else "")
         + f". Budget: {shown.env_steps:,} steps, {shown.seconds:,g} s."
     ]
-    if finished := [run for runs in section.finished.values() for run in runs]:
-        result = final(finished[0])
-        told.append(f"Staying put earns {result.stay:.3f} nats, the certified bound is {result.bound:.3f}.")
-        unsafe = [run for run in section.finished.get("stay", []) if final(run).violations]
-        told += ["**Staying put violates a constraint here: the zero of the scores is unsafe itself.**"] * bool(unsafe)
+    if results := [run.result for run in section.counting if run.result is not None]:
+        told.append(f"Staying put earns {results[0].stay:.3f} nats, the certified bound is {results[0].bound:.3f}.")
+        margins = [margin for result in results if (margin := getattr(result, "stay_margin", None)) is not None]
+        unsafe = any(margin < 0 for margin in margins)
+        told += ["**Staying put violates a constraint here: the zero of the scores is unsafe itself.**"] * unsafe
     if shown.fleet_runs:
         told.append(f"Finite fleets: {shown.fleet_runs} of {shown.taxis:,} taxis per run.")
     return " ".join(told)
 
 
 def _machines(sections: Sequence[Section]) -> str:
-    """Machines, versions and commits of all starts of finished runs, and how many runs have each to their account."""
-    runs = [run for section in sections for finished in section.finished.values() for run in finished]
+    """Machines, versions and commits of all starts of runs that count, and how many runs have each to their account."""
+    runs = [run for section in sections for run in section.counting]
     if not runs:
-        return "No run is finished."
+        return "No run has ended."
     kinds: dict[str, Counter[str]] = {"Machine": Counter(), "Versions": Counter(), "Commit": Counter()}
     for run in runs:
         for kind, told in {fact for start in run.starts for fact in _told(start).items()}:
@@ -192,11 +195,5 @@ def _machines(sections: Sequence[Section]) -> str:
 
 def _told(start: dict[str, Any]) -> dict[str, str]:
     """A start in words."""
-    machine = start["machine"]
-    told = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {machine['threads']} thread(s) per run"
     versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items() if version)
-    return {
-        "Machine": f"{told}, {start['at_a_time']} run(s) at a time, device {machine['device']}",
-        "Versions": versions,
-        "Commit": start["commit"] or "not from a checkout",
-    }
+    return {"Machine": told_machine(start), "Versions": versions, "Commit": start["commit"] or "not from a checkout"}

@@ -123,7 +123,7 @@ class Benchmark:
             for scenario, city in cities.items():
                 for asked, (spec, algorithm) in algorithms.items():
                     settings = Settings(
-                        algorithm.name, _digest(spec, algorithm), city.name, worlds[scenario], seed, self.budget.env_steps,
+                        algorithm.name, digest(spec, algorithm), city.name, worlds[scenario], seed, self.budget.env_steps,
                         float(self.budget.seconds), torch.device(self.device).type, *fleets,
                     )  # fmt: skip
                     folder = self.out.absolute() / f"{_slug(city.name)}-k{self.cells}" / _slug(algorithm.name) / f"seed-{seed}"
@@ -150,8 +150,16 @@ def _found(name: str) -> tuple[str, Algorithm]:
     return (f"{Path(source).absolute()}:{short}" if source.endswith(".py") else name), algorithm
 
 
-def _digest(spec: str, algorithm: Algorithm) -> str | None:
-    """What versions of an algorithm are told apart by: a result is of script and settings as they were."""
+def digest(spec: str, algorithm: Algorithm) -> str | None:
+    """What versions of an algorithm are told apart by: a result is of script and settings as they were.
+
+    Args:
+        spec: What it is found by, ``/path/to/script.py:NAME`` where it is from a script.
+        algorithm: The algorithm, found.
+
+    Returns:
+        SHA-256 of the script and of the settings' ``repr``; None without both.
+    """
     source = spec.rpartition(":")[0]
     parts = [Path(source).read_bytes()] if source.endswith(".py") else []
     if algorithm.settings is not None:

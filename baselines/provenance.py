@@ -1,7 +1,8 @@
-"""Where a number comes from: machine, versions, commit."""
+"""Where a number comes from: machine, its load, versions, commit."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from functools import cache
@@ -37,6 +38,14 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": f"{device} ({torch.cuda.get_device_name(device)})" if on_gpu else str(device),
         "system": platform.system(),
     }
+
+
+def load() -> list[float] | None:
+    """Processes that want to compute on this machine, others' too: means over 1, 5 and 15 minutes; None where nobody counts."""
+    try:
+        return list(os.getloadavg())
+    except (AttributeError, OSError):  # not on every system
+        return None
 
 
 @cache

@@ -18,20 +18,32 @@ class CurveRecorder:
     """A :class:`~baselines.algorithm.Recorder` whose clock runs from its making on, and stands still while it judges.
 
     Of a run that was killed it keeps the rows with fewer steps than the first new record, and time goes on from the last of
-    them: an algorithm that goes on from what it saved has their time to its account, one that starts anew has none. One that
-    records once more where it had come to is not younger there than it was.
+    them: an algorithm that goes on from what it saved has their time to its account, one that starts anew has none. Of rows
+    with as many steps the last is replaced, and those before are kept: one that records once more where it had come to is not
+    younger there than it was, nor is a planner that makes no steps while its curve grows. At 0 steps that is so where the
+    algorithm had saved something; else it starts anew.
 
     Args:
         judge: Judges policies.
         curve: The run's learning curve, with the rows from before.
         budget: How long the run may learn.
+        resumed: Whether the algorithm finds something that an earlier start of the run has saved.
         clock: Tells the time in seconds.
     """
 
-    def __init__(self, judge: Judge, curve: Curve, budget: Budget, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        curve: Curve,
+        budget: Budget,
+        *,
+        resumed: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.judge = judge
         self.curve = curve
         self.budget = budget
+        self.resumed = resumed
         self._clock = clock
         self._before = curve.rows[-1].seconds if curve.rows else 0.0
         self._counted = 0.0
@@ -58,10 +70,7 @@ class CurveRecorder:
         self._counted += self._clock() - self._since
         env_steps = whole_number("env_steps", env_steps, least=0)
         if self._last is None:
-            replaced = [row.seconds for row in self.curve.rows if row.env_steps == env_steps > 0]
-            self.curve.keep_below(env_steps)
-            self._before = self.curve.rows[-1].seconds if self.curve.rows else 0.0
-            self._before = max([self._before, *(seconds - self._counted for seconds in replaced[:1])])
+            self._go_on(env_steps)
         self._check(env_steps, whole_number("episodes", episodes, least=0), whole_number("violated", violated, least=0))
         seconds = self._before + self._counted
         judgement, _ = self.judge(policy)
@@ -70,6 +79,14 @@ class CurveRecorder:
         self._left = env_steps < self.budget.env_steps and seconds < self.budget.seconds
         self._since = self._clock()
         return self._left
+
+    def _go_on(self, env_steps: int) -> None:
+        """Keep of the rows from before a kill what still holds where the first record after it has so many steps."""
+        before = [row for row in self.curve.rows if row.env_steps < env_steps]
+        same = [row.seconds for row in self.curve.rows if row.env_steps == env_steps] if env_steps or self.resumed else []
+        self.curve.keep(len(before) + max(len(same) - 1, 0))
+        self._before = self.curve.rows[-1].seconds if self.curve.rows else 0.0
+        self._before = max([self._before, *(seconds - self._counted for seconds in same[-1:])])
 
     def _check(self, env_steps: int, episodes: int, violated: int) -> None:
         if violated > episodes:

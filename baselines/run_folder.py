@@ -66,6 +66,8 @@ class Result:
         seconds: Time of learning until the algorithm returned.
         fleet: Means over the fleets by the names of :data:`~mf_taxi_env.fleet_metrics.METRICS`, and the shares of fleets
             ``violated`` and ``corrected``, see :func:`~baselines.judgement.judge_fleets`; None where none were run.
+        stay_margin: Smallest margin of staying put, see :func:`~baselines.judgement.stay_margin`: below 0, a score of 0 is that
+            of an unsafe fleet. None in results from before it was recorded, and where the world has no constraint.
     """
 
     score: float
@@ -81,6 +83,7 @@ class Result:
     violated: int
     seconds: float
     fleet: dict[str, float] | None
+    stay_margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class RecordedRun:
         label: What tables call the algorithm.
         oracle: Whether the algorithm is given the true motion.
         asked: What was asked for at the shell: ``algorithm``, ``scenario``, ``cells``.
-        starts: Machine, versions and commit of every start.
+        starts: Machine, its load, versions and commit of every start.
         rows: The learning curve so far.
         result: None while the run is unfinished.
         error: Why its last start failed, a traceback; None where it did not.
@@ -142,6 +145,7 @@ def read_result(folder: Path) -> Result | None:
         return None
     try:
         facts = json.loads(path.read_text())
+        facts = {"stay_margin": None} | facts  # not in older results
         hints = get_type_hints(Result)
         return Result(**{name: _number(facts[name], hints[name] is float) for name in hints})
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -180,7 +184,7 @@ def write_start(
         label: What tables call the algorithm.
         oracle: Whether it is given the true motion.
         asked: What was asked for at the shell.
-        start: Time, machine, versions and commit.
+        start: Time, machine, its load, versions and commit.
 
     Raises:
         ValueError: If the folder holds a run of other settings.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import sys
 from collections.abc import Hashable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -12,9 +14,9 @@ import torch
 
 from baselines.algorithm import Budget, Task, find_algorithm
 from baselines.curve import Curve
-from baselines.judgement import Judge, judge_fleets
-from baselines.plans import Plan, city_world
-from baselines.provenance import commit, machine, versions
+from baselines.judgement import Judge, judge_fleets, stay_margin
+from baselines.plans import Plan, city_world, digest
+from baselines.provenance import commit, load, machine, versions
 from baselines.recorder import CurveRecorder
 from baselines.run_folder import (
     CURVE_FILE,
@@ -32,6 +34,9 @@ from mf_taxi_env import Scenario
 from mf_taxi_env.atomic import replacing
 from safe_m3_agent.jobs import Job, cpus, run_jobs
 
+#: What learning imports when it first needs it, torch's optimizers as well: a clock that runs meanwhile would call it learning.
+LIBRARIES = ("torch._dynamo", "torch.utils.tensorboard", "safetensors.torch", "gpytorch", "ot", "stable_baselines3")
+
 
 class Refused(NamedTuple):
     """A run that was not carried out; its folder is somebody else's, and as it was."""
@@ -40,7 +45,7 @@ class Refused(NamedTuple):
 
 
 def run_all(
-    plans: Sequence[Plan], cities: dict[str, Scenario], device: str, **execution: Any
+    plans: Sequence[Plan], cities: dict[str, Scenario], device: str, *, isolated: bool = True, **execution: Any
 ) -> Iterator[tuple[Plan, Result | Refused | None]]:
     """Carry out runs; one that fails leaves its traceback in its folder, and the others go on.
 
@@ -48,6 +53,7 @@ def run_all(
         plans: Runs that are not finished.
         cities: The cities that they are in.
         device: torch device.
+        isolated: Whether each run has a process of its own, so that none meets what another has left in it, or ends with it.
         execution: Where to run, see :func:`~safe_m3_agent.jobs.run_jobs`: ``workers``, ``ray``, ``retries``.
 
     Yields:
@@ -56,7 +62,7 @@ def run_all(
     by_folder: dict[Hashable, Plan] = {plan.folder: plan for plan in plans}
     at_a_time = "ray" if execution.get("ray") else min(execution.get("workers") or cpus(), len(plans))
     jobs = [Job(plan.folder, carry_out, (plan, device, at_a_time)) for plan in plans]
-    for outcome in run_jobs(jobs, shared=(cities,), **execution):
+    for outcome in run_jobs(jobs, shared=(cities,), isolated=isolated, **execution):
         plan = by_folder[outcome.key]
         if isinstance(outcome.value, Refused):
             yield plan, outcome.value
@@ -92,7 +98,7 @@ def carry_out(cities: dict[str, Scenario], plan: Plan, device: str, at_a_time: i
         Why it was not carried out, where another process is at it; else nothing: the result is in its folder.
 
     Raises:
-        ValueError: If the algorithm recorded nothing.
+        ValueError: If the algorithm recorded nothing, or is not the one that was planned.
     """
     (plan.folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
     try:
@@ -104,19 +110,31 @@ def carry_out(cities: dict[str, Scenario], plan: Plan, device: str, at_a_time: i
     return None
 
 
+def _import_libraries() -> None:
+    for name in LIBRARIES:
+        with contextlib.suppress(Exception):  # not installed, or not working: the algorithm that needs it will say so
+            importlib.import_module(name)
+
+
 def _carry_out(city: Scenario, plan: Plan, place: torch.device, at_a_time: int | str) -> None:
     folder, settings = plan.folder, plan.settings
     (folder / ERROR_FILE).unlink(missing_ok=True)
     algorithm = find_algorithm(plan.algorithm)
+    if digest(plan.algorithm, algorithm) != settings.source:
+        raise ValueError(
+            f"{plan.algorithm} is not what it was when the benchmark was started: its script has changed since, or the settings"
+            " that it is registered with have a repr that is another in every process; run it with another --out"
+        )
     start = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "at_a_time": at_a_time,
-        "machine": machine(place), "versions": versions(),
+        "load": load(), "machine": machine(place), "versions": versions(),
     }  # fmt: skip
     write_start(folder, settings, label=plan.label, oracle=plan.oracle, asked=plan.asked, start=start)
     budget = Budget(settings.env_steps, settings.seconds)
     judge, curve = Judge(city_world(city, place)), Curve(folder / CURVE_FILE)
+    _import_libraries()
     task = Task(city_world(city, place), settings.seed, budget, folder / WORK_FOLDER, place)
-    record = CurveRecorder(judge, curve, budget)
+    record = CurveRecorder(judge, curve, budget, resumed=any(task.folder.iterdir()))
     policy = algorithm.train(task, record)
     seconds = record.seconds
     if not curve.rows:
@@ -139,5 +157,6 @@ def _carry_out(city: Scenario, plan: Plan, place: torch.device, at_a_time: int |
             violated=last.violated,
             seconds=seconds,
             fleet=fleet,
+            stay_margin=stay_margin(judge.world),
         ),
     )

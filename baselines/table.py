@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from baselines.collected import Section
-from baselines.standings import COLUMNS, Standing
+from baselines.standings import BETWEEN, COLUMNS, Standing
 from safe_m3_agent.figures.drawing import Table
 
 NOTHING = "-"
 #: Marks rows of several commits.
 MIXED = "‡"
+#: Marks rows of several machines, or of one that was shared differently.
+ELSEWHERE = "§"
 #: Said of tables and pictures in which an algorithm has a single run, in one of the cities at least.
 ONE_SEED = "One seed: no interval."
 
@@ -29,12 +31,13 @@ SHOWN = (
     Column("algorithm", lambda one: one.label.replace("|", "\\|") + (" †" if one.oracle else "")),
     Column("runs", lambda one: _runs(one)),
     Column("score", lambda one: _with_interval(one.score, one.score_low, one.score_high)),
-    Column("violate at the end", lambda one: _of(one.violated_at_end, one.seeds)),
+    Column("violate at the end", lambda one: _of(one.violated_at_end, one.seeds - one.failed)),
     Column("score of the others", lambda one: _number(one.safe_score, 3)),
+    Column("best safe record", lambda one: _number(one.best_recorded, 3)),
     Column("episodes violated", lambda one: _of(one.violated, one.episodes)),
     Column("env steps", lambda one: _number(one.env_steps, 0)),
-    Column("steps to 80 %", lambda one: _number(one.env_steps_learned, 0)),
-    Column("seconds to 80 %", lambda one: _number(one.seconds_learned, 1)),
+    Column("steps to 80 %", lambda one: _of_learned(_number(one.env_steps_learned, 0), one)),
+    Column("seconds to 80 %", lambda one: _of_learned(_number(one.seconds_learned, 1), one)),
     Column("seconds", lambda one: _number(one.seconds, 1)),
 )
 #: What follows them where finite fleets were run.
@@ -58,6 +61,8 @@ def markdown(standings: Sequence[Standing]) -> str:
 def footnotes(standings: Sequence[Standing]) -> list[str]:
     """What has to be said of some rows."""
     notes = [f"{MIXED} The runs are of more than one commit."] * any(map(_mixed, standings))
+    elsewhere = f"{ELSEWHERE} The runs differ in machine, threads or runs at a time: their seconds do not compare."
+    notes += [elsewhere] * any(map(_elsewhere, standings))
     return notes + [ONE_SEED] * any(math.isnan(one.score_low) for one in standings)
 
 
@@ -72,23 +77,34 @@ def with_gaps(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table
 
 
 def unfinished(sections: Sequence[Section]) -> list[str]:
-    """A line per run that does not count, and why."""
+    """A line per run without a result, whether it counts, and why."""
     lines = []
     for section in sections:
-        for run in section.unfinished:
+        for run in filter(lambda run: run.result is None, section.runs):
             reached = f"{run.rows[-1].env_steps:,} steps" if run.rows else "no record"
-            why = f"failed: {run.error.strip().splitlines()[-1]}" if run.error else "killed, or still running"
-            lines.append(f"{section.name}, {run.label}, seed {run.settings.seed} ({reached}): {why}")
+            failure = f"counts as 0, failed: {run.error.strip().splitlines()[-1]}" if run.error else ""
+            why = failure or "does not count, killed or still running"
+            lines.append(f"{section.name}, {run.label}, seed {run.settings.seed} ({reached}) {why}")
     return lines
 
 
 def _runs(one: Standing) -> str:
-    marks = [f"({one.over_budget} over budget)"] * bool(one.over_budget) + [MIXED] * _mixed(one)
+    told = [f"{count} {what}" for count, what in ((one.failed, "failed"), (one.over_budget, "over budget")) if count]
+    marks = [f"({', '.join(told)})"] * bool(told) + [MIXED] * _mixed(one) + [ELSEWHERE] * _elsewhere(one)
     return " ".join([f"{one.seeds}", *marks])
 
 
 def _mixed(one: Standing) -> bool:
     return len(one.commits.split()) > 1
+
+
+def _elsewhere(one: Standing) -> bool:
+    return BETWEEN in one.machines
+
+
+def _of_learned(told: str, one: Standing) -> str:
+    """A mean that is not of all runs, with how many it is of."""
+    return f"{told} ({one.learned} of {one.seeds})" if 0 < one.learned < one.seeds else told
 
 
 def _number(value: float, digits: int) -> str:

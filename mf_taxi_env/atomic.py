@@ -35,7 +35,7 @@ def replacing(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{_machine()}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:  # Windows flushes no file that is open for reading alone
             os.fsync(file.fileno())
         temporary.replace(target)
     finally:

@@ -1,4 +1,4 @@
-"""What is possible in a world: a certified bound on what any policy can earn, and the score of a policy against it.
+"""What is possible in a world: a certified bound on what any safe policy can earn, and the score of a policy against it.
 
 Solving the convex program needs the extra ``bounds`` (CVXPY with Clarabel).
 """
@@ -30,7 +30,7 @@ MARGIN_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """The most that any policy can earn in a :class:`~mf_taxi_env.TaxiMDP`.
+    """The most that any policy can earn that keeps the constraints of a :class:`~mf_taxi_env.TaxiMDP`.
 
     Attributes:
         reward: Sum over the episode of the best reward per step, in nats.
@@ -51,14 +51,15 @@ class Bound:
 
     @property
     def upper(self) -> float:
-        """What no policy exceeds, proven: ``reward + T * gap``, in nats."""
+        """What no policy that keeps the constraints exceeds, proven: ``reward + T * gap``, in nats."""
         return self.reward + len(self.mu) * self.gap
 
 
 def certified_bound(mdp: TaxiMDP, barrier: float = 0.0) -> Bound:
-    """Bound the return of every policy by a convex program per step.
+    """Bound the return of every policy that keeps the constraints by a convex program per step.
 
-    ``KL(rho || mu)`` is convex and the margins are concave in ``mu``, so no policy earns more in a step than
+    ``KL(rho || mu)`` is convex and the margins are concave in ``mu``, so no policy that keeps the constraints
+    earns more in a step, from the distribution that it causes, than
 
     - ``max -KL(rho || mu)`` over distributions with all margins at least zero (``barrier = 0``), or
     - ``max -KL(rho || mu) + barrier * sum log margin(mu)`` (``barrier > 0``), in the concave form of a margin that has one,
@@ -73,9 +74,11 @@ def certified_bound(mdp: TaxiMDP, barrier: float = 0.0) -> Bound:
 
     Raises:
         ImportError: If CVXPY is not installed.
-        TypeError: If a constraint's safe set is not convex, or has no convex program of moderate size.
-        ValueError: If ``barrier`` is negative or no distribution meets the constraints.
+        TypeError: If the world is no :class:`~mf_taxi_env.TaxiMDP`, or a constraint's safe set is not convex, or has no convex
+            program of moderate size.
+        ValueError: If ``barrier`` is negative, no distribution meets the constraints, or the solver fails.
     """
+    _check_city(mdp)
     if not (math.isfinite(barrier) and barrier >= 0):
         raise ValueError(f"barrier must be a finite number >= 0, got {barrier!r}")
     known = _BOUNDS.setdefault(mdp, {})
@@ -102,8 +105,10 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
         violated at any step, and where staying put is already the best that is possible.
 
     Raises:
-        ValueError: If the shape is not ``[T, K]``, or a row is not a distribution.
+        TypeError: If the world is no :class:`~mf_taxi_env.TaxiMDP`, see :func:`episode_score`; and as :func:`certified_bound`.
+        ValueError: If the shape is not ``[T, K]``, or a row is not a distribution; and as :func:`certified_bound`.
     """
+    _check_city(mdp)
     mu = torch.as_tensor(distributions, device=mdp.device).double()
     if mu.shape != (mdp.horizon, mdp.grid.size):
         raise ValueError(f"distributions must have shape {(mdp.horizon, mdp.grid.size)} (mu_1 .. mu_T), got {tuple(mu.shape)}")
@@ -119,6 +124,14 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
     if bound.reward - stay <= mdp.horizon * bound.gap:
         return math.nan
     return (demand_match(mu, mdp) - stay) / (bound.reward - stay)
+
+
+def _check_city(mdp: MeanFieldMDP) -> None:
+    if not isinstance(mdp, TaxiMDP):
+        raise TypeError(
+            f"a certified bound is known of a TaxiMDP alone, got {type(mdp).__name__}: for other worlds see "
+            "mf_taxi_env.bound.episode_score and possible_return"
+        )
 
 
 def kept(margins: Tensor) -> Tensor:
@@ -218,7 +231,12 @@ def _solve_step(
     try:
         solution, multipliers, level = _optimum(cp, mdp, rho, barrier, unit=1.0)
     except cp.error.SolverError:
-        solution, multipliers, level = _optimum(cp, mdp, rho, barrier, unit=1.0 / rho.size)
+        try:
+            solution, multipliers, level = _optimum(cp, mdp, rho, barrier, unit=1.0 / rho.size)
+        except cp.error.SolverError as error:
+            raise ValueError(
+                f"the solver finds no bound under the constraints {mdp.constraints} with barrier={barrier!r}: {error}"
+            ) from error
     value, upper = _certificate(mdp, rho, solution, multipliers, barrier, level)
     if not math.isfinite(upper - value):
         raise ValueError(f"no distribution meets the constraints {mdp.constraints} with room to spare for a barrier")

@@ -73,8 +73,10 @@ def build(
         box: Study area in degrees: west, east, south, north.
         out: Scenario file to write.
         cells: Cells per axis.
-        window: Local times of day of the pick-ups to keep, such as 19:00 22:00; may pass midnight.
-        steps: Slices of the window, equal in time, each with its own demand and trips: one per step of an episode.
+        window: Local times of day of the pick-ups to keep, such as 19:00 22:00; may pass midnight; 00:00 24:00 is the
+            whole day.
+        steps: Slices of the window, equal in time, each with its own demand and trips: one per step of an episode, whose
+            length in minutes is the slice's.
         smoothing: Odd side of the median filter over the demand, in cells; 1 for none.
         columns: What the file calls one of our columns, such as pickup_lon=start_lng; repeat it for more.
             Ours are pickup_lon, pickup_lat, dropoff_lon, dropoff_lat, pickup_time and trips (a count per row).

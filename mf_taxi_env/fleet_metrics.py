@@ -18,6 +18,7 @@ from mf_taxi_env.grid import Grid
 from mf_taxi_env.information import MASS_FLOOR, entropy_fraction
 from mf_taxi_env.mdp import Field, Trajectory
 from mf_taxi_env.scenarios.city import box_km
+from mf_taxi_env.scenarios.trips import slice_minutes
 from mf_taxi_env.taxi import TaxiMDP
 
 __all__ = [
@@ -38,7 +39,7 @@ __all__ = [
     "over_runs",
 ]
 
-#: Length of a step, as in the paper.
+#: Length of a step, as in the paper, in a city whose trips were not cut into slices of time.
 STEP_MINUTES = 15.0
 
 
@@ -148,7 +149,7 @@ def _of_distributions(mu: Tensor, city: TaxiMDP, settings: MetricSettings, taxis
     covered = after >= settings.coverage_floor / city.grid.size
     steps = {
         "served_demand": torch.minimum(before, demand).sum(-1),
-        "waiting_minutes": _waiting(before, demand, city.horizon),
+        "waiting_minutes": _waiting(before, demand, city),
         "coverage": covered.to(mu.dtype).mean(-1),
         "gini": gini(after, city.grid, min(settings.districts, city.grid.cells)),
         "entropy": entropy_fraction(after),
@@ -234,13 +235,15 @@ def gini(mu: Tensor, grid: Grid, districts: int) -> Tensor:
     return 0.5 * ((apart * area).sum(-1) * area).sum(-1)
 
 
-def _waiting(mu: Tensor, demand: Tensor, horizon: int) -> Tensor:
+def _waiting(mu: Tensor, demand: Tensor, city: TaxiMDP) -> Tensor:
     """Minutes ``[...]`` that a request waits, were fleet ``[..., K]`` and demand ``[..., K]`` to stay as they are.
 
     In a cell a request is met with probability ``p = min(1, mu / rho)`` per step, so it waits ``1 / p - 1`` steps on average.
+    A step lasts as long as a slice of the trips' window, and 15 minutes where there are no slices.
     """
-    steps = (demand / mu.clamp_min(MASS_FLOOR) - 1.0).clamp(0.0, float(horizon))
-    return STEP_MINUTES * (demand * steps).sum(-1)
+    steps = (demand / mu.clamp_min(MASS_FLOOR) - 1.0).clamp(0.0, float(city.horizon))
+    minutes = slice_minutes(city.scenario.provenance) or STEP_MINUTES
+    return minutes * (demand * steps).sum(-1)
 
 
 def _repositioning(mu: Tensor, city: TaxiMDP, policy: Field, t: int) -> Tensor:

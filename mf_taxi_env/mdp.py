@@ -125,7 +125,7 @@ class MeanFieldMDP(ABC):
         """Reposition the fleet and perturb it.
 
         Args:
-            mu: Distribution after :meth:`shift`, ``[..., K]``.
+            mu: Distribution after :meth:`~MeanFieldMDP.shift`, ``[..., K]``.
             actions: Actions at the cell centres, ``[..., K, action_dim]``.
             t: Step of the episode.
         """

@@ -89,7 +89,8 @@ class BilinearField(Parameterization):
 
     def field(self, parameters: Tensor) -> Tensor:
         if self._weights.device != parameters.device or self._weights.dtype != parameters.dtype:
-            self._weights = self.weights(self.grid.centers(dtype=parameters.dtype, device=parameters.device))
+            with torch.inference_mode(False):  # usable with gradients even if first asked for in inference
+                self._weights = self.weights(_centers(self.grid, parameters.dtype, parameters.device))
         return self._weights @ self._nodes(parameters)
 
     def at(self, parameters: Tensor, positions: Tensor) -> Tensor:

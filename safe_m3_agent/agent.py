@@ -6,7 +6,6 @@ import copy
 import os
 import time
 import typing
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mf_taxi_env import FreeMotion, ParticleMDP, TaxiMDP
+from mf_taxi_env import ParticleMDP, TaxiMDP
 from mf_taxi_env.bound import episode_score
+from mf_taxi_env.checks import whole_number
 from mf_taxi_env.safety import scatter
 from safe_m3_agent import checkpoint
 from safe_m3_agent.calibration import Calibration, HeldOut
 from safe_m3_agent.callbacks import Callback, as_callback, goes_on, training
-from safe_m3_agent.certificate import confidence_radius
+from safe_m3_agent.confidence import Confidence
 from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.history import Episode, History
@@ -36,7 +36,7 @@ from safe_m3_agent.planners.planner import part_of
 from safe_m3_agent.policy import Policy, copied_into, fingerprint, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
-from safe_m3_agent.trust import Trust
+from safe_m3_agent.trust import Trust, warn_of_unsafe_start
 
 #: What :meth:`SafeM3UCRL.learn` calls: a callback, or a function of agent and episode that may return False to stop.
 AnyCallback = Callback | Callable[["SafeM3UCRL", Episode], object]
@@ -53,7 +53,7 @@ class SafeM3UCRL:
         mdp: The true world: a :class:`~mf_taxi_env.TaxiMDP`, a :class:`~mf_taxi_env.SwarmMDP` or another. Its motion is used
             for execution only; planning sees a copy that has none.
         config: Settings.
-        seed: Seed of everything random here; the same seed gives the same history, bit for bit, on one machine.
+        seed: Seed of everything random here, at least 0; the same seed gives the same history, bit for bit, on one machine.
         device: Must be the device of ``mdp``.
         first: The first policy in use, of the kind that ``config.policy`` says: another agent's, or
             :meth:`FieldPolicy.of_actions <safe_m3_agent.policy.FieldPolicy.of_actions>`. It is executed without a certificate,
@@ -86,9 +86,9 @@ class SafeM3UCRL:
         self.config = config = config or Config()
         _check_settings(config, mdp)
         self.mdp = mdp
-        self.seed = seed
+        self.seed = whole_number("seed", seed, least=0)
         self.history = History()
-        self._generator = torch.Generator(mdp.device).manual_seed(seed)
+        self._generator = torch.Generator(mdp.device).manual_seed(self.seed)
         self._policy = make_policy(config.policy, mdp, self._generator)
         self._stays_first = first is None
         if first is not None:
@@ -101,6 +101,7 @@ class SafeM3UCRL:
             delta=config.delta,
             like=mdp.initial(),
             dimension=mdp.grid.dimension,
+            sets=2 if config.learn_trips else 1,
         )
         of_trips = TripCalibration(self.calibration.quantile, config.delta) if self._calibrates else None
         self.trips = make_trip_model(config.trips, mdp, self._generator, of_trips) if config.learn_trips else None
@@ -108,8 +109,6 @@ class SafeM3UCRL:
         self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), mdp.initial().new_zeros(0, directions))
         self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
         self._trust = Trust()
-        if config.constrained:
-            self._warn_of_unsafe_start()
 
     @property
     def planner_metrics(self) -> dict[str, float]:
@@ -121,7 +120,7 @@ class SafeM3UCRL:
         """What is known of the trips, see :meth:`TripModel.metrics`, and the half-width that is gone by; none where given."""
         if self.trips is None:
             return {}
-        return {**self.trips.metrics(typing.cast("TaxiMDP", self.mdp)), "beta": self._trip_beta}
+        return {**self.trips.metrics(typing.cast("TaxiMDP", self.mdp)), "beta": self._confidence(self.trips.beta).width}
 
     # -- use --------------------------------------------------------------------------------------------------------------
 
@@ -170,8 +169,10 @@ class SafeM3UCRL:
         Returns:
             The history of all episodes so far.
         """
-        if episodes < 1:
-            raise ValueError(f"episodes must be at least 1, got {episodes}")
+        episodes = whole_number("episodes", episodes, least=1)
+        if self.config.constrained and not self.history:
+            name = "staying put" if self._stays_first else "first"
+            warn_of_unsafe_start(self.mdp, self._policy, name, self.config.fleet, stacklevel=3)
         hooks = as_callback(callback)
         with _progress_bar(episodes, shown=progress_bar) as bar, training(hooks, self):
             for _ in range(episodes):
@@ -273,25 +274,33 @@ class SafeM3UCRL:
         start = time.perf_counter()
         calibrated = self._calibrates and not self.model.exact
         tau = self.calibration.tau if calibrated else 1.0
-        beta = self.calibration.width(tau, least=self.config.beta) if calibrated else self.config.beta
-        beta = self._trust.width(beta, least=self.calibration.quantile)
-        learned = HallucinatedMDP(self.mdp, self.model, beta, self.trips, self._trip_beta)
+        confidence = self._confidence(self.config.beta, tau, calibrated=calibrated)
+        of_trips = None if self.trips is None else self._confidence(self.trips.beta)
+        learned = HallucinatedMDP(self.mdp, self.model, confidence, self.trips, of_trips)
         planned = learned.with_lemma2(self.config.lipschitz) if self.config.tightening == "lemma2" else learned
         planned = planned.for_fleet(self.config.fleet) if self.config.fleet else planned
-        decision = self._improvement.improve(planned, self._policy, self._generator, transitions=self._transitions.size)
+        decision = self._improvement.improve(
+            planned,
+            self._policy,
+            self._generator,
+            transitions=self._transitions.size,
+            seen_unsafe=len(self.history) > 0 and not self._trust.seen_safe,
+        )
         before, self._policy = self._policy, decision.policy
         with torch.no_grad():
             epistemic = learned.rollout(self._policy).uncertainty.mean()
             executed = self.mdp.rollout(self._policy)
-            radius = confidence_radius(beta, self.model.members)
+            radius = confidence.radius(self.model.members)
             seen = observe(executed, self.mdp, self.model, self._policy, self.config, self._generator, radius=radius, tau=tau)
         self._transitions = self._transitions.join(seen.transitions)
         self.calibration.add(seen.held_out)
         self.model.fit(self._transitions, self._generator)
         if self.trips is not None:
             self.trips.fit(seen.trips)
+        refuted = self._trust.refuted
         if self._trust.withdraws(executed, taken=decision.taken):
             self._policy = before
+        if self._trust.refuted > refuted:
             self._improvement.start_over()
         return Episode(
             episode=len(self.history),
@@ -303,17 +312,17 @@ class SafeM3UCRL:
             certified=decision.taken,
             worst_margin=decision.worst_margin,
             epistemic=float(epistemic),
-            beta=beta,
+            beta=confidence.width,
             held_out=self.calibration.share_within(seen.held_out),
             coverage=seen.coverage,
             barrier_weight=decision.weight,
             seconds=time.perf_counter() - start,
         )
 
-    @property
-    def _trip_beta(self) -> float:
-        """Half-width of the trips' confidence set, withdrawn certificates taken into account; 0 where trips are given."""
-        return 0.0 if self.trips is None else self._trust.width(self.trips.beta, least=self.calibration.quantile)
+    def _confidence(self, beta: float, tau: float = 1.0, *, calibrated: bool = False) -> Confidence:
+        """A confidence set of half-width ``beta`` at least; once a certificate was refuted its level is asked for, too."""
+        asked = calibrated or self._trust.refuted > 0
+        return Confidence(beta, self.calibration.quantile if asked else 0.0, tau, self._trust.factor)
 
     @property
     def _calibrates(self) -> bool:
@@ -351,22 +360,6 @@ class SafeM3UCRL:
             self._generator.set_state(state)
         else:  # a generator's state means nothing on a device of another type
             self._generator.manual_seed(self.seed + len(self.history))
-
-    def _warn_of_unsafe_start(self) -> None:
-        """Staying put is free of the unknown motion: whether it is safe can be said before anything is learned.
-
-        Of unknown trips it is not, nor is a policy that moves: there the warning is a service of the simulator, which knows.
-        """
-        world, name = (self.mdp.with_motion(FreeMotion()), "staying put") if self._stays_first else (self.mdp, "first")
-        with torch.no_grad():
-            margin = float(world.rollout(self._policy).worst_margin)
-        if not margin >= 0:
-            warnings.warn(
-                f"{name}, the first policy in use, violates a constraint (margin {margin:.4f}): episodes are unsafe until a "
-                "policy is certified. Hand in one that is safe, SafeM3UCRL(..., first=policy), loosen the constraint, or start "
-                "where the fleet is safe",
-                stacklevel=3,
-            )
 
 
 def _check_settings(config: Config, mdp: ParticleMDP) -> None:

@@ -110,17 +110,22 @@ class Calibration:
         members: Members of the model, ``E``.
         moves: Coordinates that one vehicle's moves of an episode have, ``d T``, at least 1.
         per_episode: Transitions per episode, at least 1.
-        delta: Share of episodes in which the confidence set may be left, and level of the test, in ``(0, 1)``.
+        delta: Share of episodes in which a confidence set may be left, and level of the test, in ``(0, 1)``.
+        sets: Confidence sets that share ``delta``: another where trips are learned.
         like: A tensor of the type and on the device of what will be added.
         dimension: ``d``.
     """
 
-    def __init__(self, *, members: int, moves: int, per_episode: int, delta: float, like: Tensor, dimension: int) -> None:
+    def __init__(
+        self, *, members: int, moves: int, per_episode: int, delta: float, like: Tensor, dimension: int, sets: int = 1
+    ) -> None:
         self.degrees = max(1, members - 1)
         self.window = WINDOW * per_episode
         self.delta = delta
         # Every coordinate of every step has to lie in the set, so each may fail with its part of delta alone (Bonferroni).
-        self.quantile = float(stats.norm.isf(delta / (2 * moves)))
+        #: ``z``: with it one vehicle's moves of an episode, all steps and coordinates, are in the set with probability
+        #: ``1 - delta`` at least, where standard deviations are right.
+        self.quantile = float(stats.norm.isf(delta / (2 * moves * sets)))
         # One-sided: twice the logarithm of the likelihood ratio is the square of a standard normal, or nothing.
         self._evidence = 0.5 * max(0.0, float(stats.norm.isf(delta))) ** 2
         #: All held-out transitions so far, in order.
@@ -137,18 +142,6 @@ class Calibration:
         fits = [self._log_likelihood(scores, tau) - 0.5 * (math.log(tau) / PRIOR_STD) ** 2 for tau in FACTORS]
         best = int(np.argmax(fits))
         return float(FACTORS[best]) if fits[best] - fits[0] > self._evidence else 1.0
-
-    def width(self, tau: float, least: float) -> float:
-        """Half-width ``beta_n = max(least, z tau)`` of the confidence set in epistemic standard deviations.
-
-        ``z`` is the Gaussian quantile with which one vehicle's moves of an episode, all steps and coordinates, are in the set
-        with probability ``1 - delta`` at least. A width given by hand that is wide enough stays as it is, to the last bit.
-
-        Args:
-            tau: Factor by which these are too small.
-            least: ``beta`` of the settings.
-        """
-        return max(least, self.quantile * tau)
 
     def share_within(self, held_out: HeldOut) -> float:
         """Share of landing coordinates within their predictive interval of level ``1 - delta``; NaN where none counts."""

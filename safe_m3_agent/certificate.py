@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from mf_taxi_env.checks import whole_number
@@ -15,8 +15,10 @@ from mf_taxi_env.mdp import Field
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.policy import Policy
 
-#: Radius beyond which a ball of plausible motions is as good as all motions; Student's quantile overflows for a large beta.
-LARGEST_RADIUS = 1e4
+#: Shares of the way to the motions that a search ends in at which a certificate looks, too: a margin may be least in between.
+INSIDE = (0.25, 0.5, 0.75)
+#: Share by which a direction on a sphere may seem to lie outside.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,9 @@ class Certifier:
 
     The confidence set is a ball of :meth:`HallucinatedMDP.plausible`, which spans what the model's members disagree about.
     Where the margin is linear in the motion, the least margin over a ball of radius ``r`` is the mean less ``r`` standard
-    deviations of the margin itself, as the members give it; the radius is :func:`confidence_radius`. If the set holds the true
-    motion (arXiv 2306.17052, Assumption 4) and the search finds the minimum, a certified policy is safe. The search is local:
-    a certificate is strong evidence, not a proof.
+    deviations of the margin itself, as the members give it, see :class:`~safe_m3_agent.confidence.Confidence`. If the set
+    holds the true motion (arXiv 2306.17052, Assumption 4) and the search finds the minimum, a certified policy is safe. The
+    search is local: a certificate is strong evidence, not a proof.
 
     Where trips are learned they have a ball of their own, and the adversary chooses from both at once: the worst plausible
     trips together with the worst plausible motion.
@@ -81,7 +83,7 @@ class Certifier:
         """
         with torch.no_grad():
             field = policy.prepared()
-        return self._search(mdp, mdp, field, self._starts(mdp, known, generator))
+        return self._search(mdp, mdp, field, self._starts(mdp, known, generator), inside=INSIDE)
 
     def screen(self, mdp: HallucinatedMDP, policy: Policy, known: Tensor, generator: torch.Generator) -> Certificate:
         """The same, but look in the motion linearised about the policy's own episode, where that costs little.
@@ -93,10 +95,20 @@ class Certifier:
             field = policy.prepared()
         return self._search(mdp, mdp.near(field), field, self._starts(mdp, known, generator))
 
-    def _search(self, mdp: HallucinatedMDP, searched: HallucinatedMDP, field: Field, z: Tensor) -> Certificate:
-        """The worst motion, by the margins of ``mdp``, of those that searches from ``z`` ``[S, E]`` in ``searched`` end in."""
+    def _search(
+        self, mdp: HallucinatedMDP, searched: HallucinatedMDP, field: Field, z: Tensor, inside: Sequence[float] = ()
+    ) -> Certificate:
+        """The worst motion, by the margins of ``mdp``, of those that searches from ``z`` ``[S, E]`` in ``searched`` end in.
+
+        Steps go from end to end of the set. A margin that is least on the way, such as that of a region which a crowd is blown
+        into, or past, is found at the shares ``inside`` of it.
+        """
         # Without doubt, or anything to keep, the first start, the nominal motion, says it all.
-        z = z[:1] if mdp.exact or not mdp.constraints else self._worst(searched, field, z)
+        if mdp.exact or not mdp.constraints:
+            z = z[:1]
+        else:
+            z = self._worst(searched, field, z)
+            z = torch.cat([z, *(share * z for share in inside)])
         with torch.no_grad():
             # A motion or policy that leads to no number is as bad as can be; without constraints the margin stays infinite.
             margins = mdp.plausible(z).rollout(field).worst_margin.nan_to_num(nan=-math.inf, posinf=math.inf)
@@ -133,24 +145,18 @@ class Certifier:
 
 def _farthest(mdp: HallucinatedMDP, z: Tensor) -> Tensor:
     """The plausible motions, and trips, that lie farthest along directions ``[..., E]``: on the sphere about each set."""
-    radii = [confidence_radius(beta, members) for members, beta in mdp.doubts]
     parts = z.split([members for members, _ in mdp.doubts], -1)
-    spheres = [radius * torch.nn.functional.normalize(part, dim=-1) for radius, part in zip(radii, parts, strict=True)]
+    spheres = [
+        radius * torch.nn.functional.normalize(part, dim=-1) for (_, radius), part in zip(mdp.doubts, parts, strict=True)
+    ]
     # One alone is not copied: in another layout sums are rounded otherwise, and old runs could not be repeated.
     return torch.cat(spheres, -1) if len(spheres) > 1 else spheres[0]
 
 
-def confidence_radius(beta: float, members: int) -> float:
-    """Radius of the ball of plausible motions that is as rarely left as ``beta`` standard deviations of a Gaussian.
-
-    The standard deviation of a margin is itself estimated, from ``E`` members: it may well come out too small, and a planner
-    that looks for policies with a certificate finds those for which it did. The quantile is therefore Student's with ``E - 1``
-    degrees of freedom: 4.1 in place of 3 for ten members.
-
-    Args:
-        beta: Half-width of the confidence set in standard deviations, at least 0.
-        members: Members of the model, ``E``; the radius is 0 for a single, exact one.
-    """
-    if members < 2:
-        return 0.0
-    return min(float(stats.t.isf(stats.norm.sf(beta), members - 1)), LARGEST_RADIUS)
+def within(mdp: HallucinatedMDP, z: Tensor) -> Tensor:
+    """Directions ``[..., E]``; those that lie outside of the confidence sets are drawn back to their spheres."""
+    parts = []
+    for part, (_, radius) in zip(z.split([members for members, _ in mdp.doubts], -1), mdp.doubts, strict=True):
+        size = part.norm(dim=-1, keepdim=True)
+        parts.append(torch.where(size > radius * (1.0 + ROUNDING), part * (radius / size), part))
+    return torch.cat(parts, -1)

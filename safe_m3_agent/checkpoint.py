@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
     Raises:
         OSError: If the file cannot be written; an older checkpoint is then intact.
     """
-    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "facts": json.dumps(facts)}
+    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "facts": json.dumps(facts, default=_plain)}
     safetensors = _safetensors()
     try:
         with replacing(path) as temporary:
@@ -105,7 +106,7 @@ def run_facts(mdp: ParticleMDP, config: Config, seed: int, first: str | None = N
         seed: Its seed.
         first: Fingerprint of the policy that it was handed at the start; None where it began by staying put.
     """
-    return {
+    facts = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "seed": seed,
@@ -113,6 +114,14 @@ def run_facts(mdp: ParticleMDP, config: Config, seed: int, first: str | None = N
         "config": dataclasses.asdict(config),
         "world": world_facts(mdp),
     }
+    return typing.cast("dict[str, Any]", json.loads(json.dumps(facts, default=_plain)))
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number, which settings may hold as well as Python's own, as one of these."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a setting must be a number, text or tuple of these, got {value!r}")
 
 
 def write_run_files(folder: Path, mdp: ParticleMDP, facts: dict[str, Any]) -> None:
@@ -156,13 +165,13 @@ def check_run_files(folder: Path, facts: dict[str, Any]) -> None:
     Raises:
         ValueError: If it is another one.
     """
-    theirs, ours = _read_json(folder / RUN_FILE), json.loads(json.dumps(facts))
+    theirs = _read_json(folder / RUN_FILE)
     theirs.setdefault("first", None)  # a run file older than this fact
     with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):  # what is no config differs, below
         # Through the dataclasses: a run older than a setting was run with its default.
         theirs["config"] = json.loads(json.dumps(dataclasses.asdict(from_dict(Config, theirs["config"]))))
-    if theirs != ours:
-        differ = [key for key in ours if theirs.get(key) != ours[key]]
+    if theirs != facts:
+        differ = [key for key in facts if theirs.get(key) != facts[key]]
         raise ValueError(f"{folder} holds another run: {', '.join(differ)} in {RUN_FILE} differ; choose an empty folder")
 
 

@@ -40,12 +40,13 @@ class Config:
             such a fleet scatter by, see :meth:`HallucinatedMDP.for_fleet`. 0 is the mean field, an infinite fleet.
         optimistic: Choose the hallucinated control together with the policy (Eq. 8a); ``False`` plans on the model's mean.
         beta: Half-width of the confidence set in epistemic standard deviations, at least 0; the certificate widens it for the
-            number of members, see :func:`~safe_m3_agent.certificate.confidence_radius`.
+            number of members, see :class:`~safe_m3_agent.confidence.Confidence`.
         calibrate: Widen the confidence set where held-out landings show the model to be too sure of itself, see
             :class:`~safe_m3_agent.calibration.Calibration`, and that of learned trips likewise, see
             :class:`~safe_m3_agent.model.trip_calibration.TripCalibration`; ``beta`` and ``trips.beta`` are then the least
             widths. Without constraints there is nothing to certify, and they stay as they are.
-        delta: Probability, in (0, 1), with which the calibrated set may miss a move of a vehicle's episode.
+        delta: Probability, in (0, 1), with which the calibrated sets, of motion and of learned trips together, may be left in a
+            vehicle's episode.
         representative_agents: Representative taxis per episode, at least 1.
         exploration: What representative taxis do: ``"free"``: where the model is least sure of among some random actions (they
             carry no mass, so the fleet stays as safe as it is); ``"policy"``: what the fleet does, as in the paper.
@@ -55,6 +56,7 @@ class Config:
             it; at least 1. Where nothing is certified in between, motion known or no constraint, one plan of as many steps.
         growth: Share by which the transitions have to grow before the agent plans again, at least 0: a model that has seen
             little more than the last one plans little better (UCRL2 waits for counts to double; Jaksch et al. 2010, Figure 1).
+            Where the policy in use violates a constraint it does not wait.
         anew: How many times as many transitions there have to be, more than 1, until the agent plans from the first policy
             again instead of from the one in use; 0 for never. What was planned with a poor model stays near where that led.
         tightening: What constraints are tightened by in plans: ``"accumulated"``, the fleet's doubt so far, as in the paper's
@@ -115,7 +117,7 @@ class Config:
             ("representative_agents", 1), ("exploration_candidates", 1), ("adversaries", 0), ("rounds", 1), ("fleet", 0),
         ):  # fmt: skip
             whole_number(name, getattr(self, name), least)
-        if not self.growth >= 0:
-            raise ValueError(f"growth must be at least 0, got {self.growth!r}")
+        if not 0 <= self.growth < math.inf:
+            raise ValueError(f"growth must be a finite number >= 0, got {self.growth!r}")
         if not (1 < self.anew < math.inf or self.anew == 0):
             raise ValueError(f"anew must be a finite number > 1, or 0 for never, got {self.anew!r}")

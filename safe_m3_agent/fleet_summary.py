@@ -99,8 +99,8 @@ def fleet_report(subject: Subject, episodes: Sequence[FleetEpisode]) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     note = (
         "Means over runs with 95 % intervals. return in nats; entropy (share of its maximum) and margin (nats) at the worst "
-        "step of a run; kept: runs without a violation; served: requests met; empty km: per taxi and episode, without a "
-        "passenger; to mean field: total variation."
+        "step of a run; kept: runs without a violation; served: requests met, of as many per step as there are taxis; empty "
+        "km: per taxi and episode, without a passenger; to mean field: total variation."
     )
     return "\n".join(
         [*lines, "", *(textwrap.fill(text, 110) for text in (note, *_enough(subject), *_measured(sizes, constrained)))]

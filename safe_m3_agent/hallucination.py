@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mf_taxi_env.checks import whole_number
 from mf_taxi_env.mdp import Field, MeanFieldMDP, Move, ParticleMDP
-from mf_taxi_env.safety import scatter
+from mf_taxi_env.safety import Constraint, scatter
 from mf_taxi_env.taxi import TaxiMDP
+from safe_m3_agent.confidence import Confidence
 from safe_m3_agent.model.dynamics_model import DynamicsModel
 from safe_m3_agent.model.trip_model import TripModel
 from safe_m3_agent.tangent import Tangent, applied
@@ -44,9 +45,9 @@ class HallucinatedMDP(MeanFieldMDP):
         world: The known parts of the world. Its motion is dropped, and its trips are where they are learned: nothing of this
             object leads to them.
         model: The learned motion.
-        beta: Half-width of the confidence set in epistemic standard deviations, at least 0.
+        beta: Half-width of the confidence set in epistemic standard deviations, at least 0, or all that there is to say of it.
         trips: The learned trips of a city; None where the true ones are known.
-        trip_beta: Half-width of their confidence set in posterior standard deviations; None for that of ``trips``.
+        trip_beta: The same of their confidence set, in posterior standard deviations; None for the half-width of ``trips``.
 
     Raises:
         ValueError: If ``beta`` is out of range, or trips are given for a world that is not a city.
@@ -56,11 +57,12 @@ class HallucinatedMDP(MeanFieldMDP):
         self,
         world: ParticleMDP,
         model: DynamicsModel,
-        beta: float,
+        beta: float | Confidence,
         trips: TripModel | None = None,
-        trip_beta: float | None = None,
+        trip_beta: float | Confidence | None = None,
     ) -> None:
-        if not beta >= 0:
+        confidence = _confidence(beta)
+        if not confidence.width >= 0:
             raise ValueError(f"beta must be at least 0, got {beta!r}")
         super().__init__(
             world.grid,
@@ -73,12 +75,15 @@ class HallucinatedMDP(MeanFieldMDP):
         self._world = world.with_motion(UnknownMotion())
         self.space = world.space
         self.trips = trips
-        self._trip_beta = 0.0
+        self.model = model
+        #: Half-width of the motion's confidence set in epistemic standard deviations.
+        self.beta = confidence.width
+        #: Members and radius of each confidence set: the motion's, and the trips' where they are learned.
+        self.doubts = [(model.members, confidence.radius(model.members))]
         if trips is not None:
             self._world = self._carrying(trips.probabilities())
-            self._trip_beta = trips.beta if trip_beta is None else trip_beta
-        self.model = model
-        self.beta = beta
+            of_trips = _confidence(trips.beta if trip_beta is None else trip_beta)
+            self.doubts.append((trips.members, of_trips.radius(trips.members)))
         self._z: Tensor | None = None
         self._tangent: list[Tangent] | None = None
         self._forms: dict[int, Tensor] = {}  # of the tangent, in this world's direction, as far as they were needed
@@ -89,12 +94,6 @@ class HallucinatedMDP(MeanFieldMDP):
     def exact(self) -> bool:
         """Whether motion and trips are the true ones, so that there is nothing to doubt."""
         return self.model.exact and self.trips is None
-
-    @property
-    def doubts(self) -> list[tuple[int, float]]:
-        """Members and half-width of each confidence set: the motion's, and the trips' where they are learned."""
-        sets = [(self.model.members, self.beta)]
-        return sets if self.trips is None else [*sets, (self.trips.members, self._trip_beta)]
 
     @property
     def directions(self) -> int:
@@ -208,9 +207,8 @@ class HallucinatedMDP(MeanFieldMDP):
     def for_fleet(self, taxis: int) -> HallucinatedMDP:
         """The same world, whose margins are those that a finite fleet keeps with near certainty.
 
-        From each margin ``FLEET_DEVIATIONS`` standard deviations of a fleet's own are taken, ``sqrt(V(mu) / m)`` with the
-        variance ``V`` for one taxi, see :func:`mf_taxi_env.safety.scatter`. It is what is left once the bias of an empirical
-        entropy is corrected (:func:`mf_taxi_env.fleet_metrics.corrected_margins`).
+        From each margin what :func:`fleet_reserve` says is taken. It is what is left once the bias of an empirical entropy is
+        corrected (:func:`mf_taxi_env.fleet_metrics.corrected_margins`).
 
         Args:
             taxis: ``m``, at least 1.
@@ -227,7 +225,7 @@ class HallucinatedMDP(MeanFieldMDP):
         margins = super().margins(mu, log_mu)
         if not self._taxis:
             return margins
-        return margins - FLEET_DEVIATIONS / math.sqrt(self._taxis) * scatter(self.constraints, mu)
+        return margins - fleet_reserve(self.constraints, mu, self._taxis)
 
     @torch.no_grad()
     def largest_uncertainty(self) -> Tensor:
@@ -240,6 +238,24 @@ class HallucinatedMDP(MeanFieldMDP):
         actions = torch.cartesian_prod(*[sides] * d).view(-1, 1, d).expand(-1, self.grid.size, d)
         belief = self.model.predict(self._world.centers, self.shift(self.initial()), actions)
         return belief.epistemic.square().sum(-1).sqrt().max()
+
+
+def fleet_reserve(constraints: Sequence[Constraint], mu: Tensor, taxis: int) -> Tensor:
+    """By how much the margins of a finite fleet scatter below those of the mean field, ``[..., n_constraints]``.
+
+    ``FLEET_DEVIATIONS`` standard deviations ``sqrt(V(mu) / m)``, with the variance ``V`` for one taxi, see
+    :func:`mf_taxi_env.safety.scatter`: of one margin at one step.
+
+    Args:
+        constraints: They have to be able to say how their margins scatter.
+        mu: Distributions ``[..., K]``.
+        taxis: ``m``, at least 1.
+    """
+    return FLEET_DEVIATIONS / math.sqrt(taxis) * scatter(constraints, mu)
+
+
+def _confidence(beta: float | Confidence) -> Confidence:
+    return beta if isinstance(beta, Confidence) else Confidence(beta)
 
 
 class HallucinatedField:

@@ -33,7 +33,7 @@ class Episode:
         held_out: Share of this episode's landing coordinates, away from edges, within the predictive interval of level
             ``1 - delta``, noise and calibrated doubt together, before the model learned from them; NaN where none counts.
         coverage: Share of this episode's transitions whose true destination lay in the set that certificates go by, within
-            ``confidence_radius(beta, members)`` epistemic standard deviations of the model's, before it learned from them. A
+            ``Confidence.radius(members)`` epistemic standard deviations of the model's, before it learned from them. A
             diagnostic: the agent does not see it.
         barrier_weight: Weight ``lambda`` of the barrier.
         seconds: Duration.

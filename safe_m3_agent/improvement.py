@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from safe_m3_agent.certificate import Certificate, Certifier
+from safe_m3_agent.certificate import Certificate, Certifier, within
 from safe_m3_agent.config import Config
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.planners.bptt import BPTTPlanner
@@ -77,7 +77,15 @@ class SafeImprovement:
         self.planner = make_planner(config)
         self._certifier = Certifier(config.certificate)
 
-    def improve(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator, *, transitions: int) -> Decision:
+    def improve(
+        self,
+        learned: HallucinatedMDP,
+        policy: Policy,
+        generator: torch.Generator,
+        *,
+        transitions: int,
+        seen_unsafe: bool = False,
+    ) -> Decision:
         """Plan in the learned world, and decide what to execute. What is cut short is undone by :meth:`load_state`.
 
         Args:
@@ -85,22 +93,24 @@ class SafeImprovement:
             policy: The policy in use.
             generator: Source of randomness.
             transitions: How many transitions the model has seen; without one there is nothing to plan with.
+            seen_unsafe: Whether the policy in use violates a constraint: any with a certificate is better, whatever it earns.
 
         Raises:
             FloatingPointError: If the planner's objective is not finite.
         """
-        enough = transitions > 0 and transitions >= (1.0 + self.config.growth) * self.planned_at
+        enough = transitions > 0 and (seen_unsafe or transitions >= (1.0 + self.config.growth) * self.planned_at)
         if not (enough or learned.exact):
             return Decision(policy, weight=self.weight)
         if not (self.config.constrained and self.config.certified):
             decision = self._uncertified(learned, policy, generator)
         else:
-            decision = self._constrained(learned, policy, generator, anew=self._is_due(learned, transitions))
+            promised = -math.inf if seen_unsafe else _predicted_return(learned, policy)
+            decision = self._constrained(learned, policy, promised, generator, anew=self._is_due(learned, transitions))
         self.planned_at = transitions
         return decision
 
     def start_over(self) -> None:
-        """Plan anew in the next episode, from the policy in use: what was planned last turned out to be unsafe."""
+        """Plan anew in the next episode, as if nothing had been planned: what was planned last turned out to be unsafe."""
         self.draft, self.planned_at, self.anew_at = None, 0, 0
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -147,9 +157,12 @@ class SafeImprovement:
         return Decision(policy, objective=objective, weight=before)
 
     def _constrained(
-        self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator, *, anew: bool = False
+        self, learned: HallucinatedMDP, policy: Policy, promised: float, generator: torch.Generator, *, anew: bool = False
     ) -> Decision:
+        """The best policy found that gets a certificate and earns no less than ``promised`` in the nominal learned world."""
         before, objective, worst = self.weight, math.nan, math.nan
+        # What was found in a wider confidence set may be beyond this one.
+        self.adversaries = within(learned, self.adversaries)
         if learned.constraints and not learned.exact:
             # The model has been refitted since: what is worst for the policy in use has changed, and is where to begin.
             self._remember(self._certifier.screen(learned, policy, self._last(self.adversaries), generator))
@@ -166,11 +179,12 @@ class SafeImprovement:
                 passed.append(Candidate(candidate, worst, _predicted_return(learned, candidate)))
                 # It lowers the barrier even where it is not executed: nothing better is to be had at this weight.
                 self.weight = self.config.barrier.after(self.weight, certified=True)
-        chosen = self._best(learned, policy, passed, generator)
+        chosen, refused = self._best(learned, promised, passed, generator)
+        worst = worst if refused is None else refused
         self.draft = None if passed else candidate
         if not passed:
             self.weight = self.config.barrier.after(before, certified=False)
-            chosen = self._part_of_the_way(learned, policy, candidate, generator)
+            chosen = self._part_of_the_way(learned, policy, candidate, promised, generator)
         elif chosen is None and path:
             self.weight = before  # that of the way to the policy in use
         self.adversaries = self._last(self.adversaries)
@@ -196,25 +210,27 @@ class SafeImprovement:
         return passed
 
     def _best(
-        self, learned: HallucinatedMDP, policy: Policy, passed: list[Candidate], generator: torch.Generator
-    ) -> Candidate | None:
-        """The candidate that promises most, and no less than the policy in use, of those that get a certificate, or None.
+        self, learned: HallucinatedMDP, promised: float, passed: list[Candidate], generator: torch.Generator
+    ) -> tuple[Candidate | None, float | None]:
+        """The candidate that earns most, and no less than ``promised``, of those that get a certificate, or None.
 
-        Those that are refused one are taken out of ``passed``.
+        Those that are refused one are taken out of ``passed``; beside the candidate stands the last one's margin, or None.
         """
-        promised = _predicted_return(learned, policy)
+        refused = None
         for candidate in sorted(passed, key=lambda one: one.predicted, reverse=True):
             if not candidate.predicted >= promised:
                 continue
             # An adversary that a later candidate met may refute an earlier one.
-            known = self._known_worst(learned, candidate.policy)
-            if known >= 0:
+            margin = self._known_worst(learned, candidate.policy)
+            if margin >= 0:
                 certificate = self._certifier.certify(learned, candidate.policy, self._last(self.adversaries), generator)
+                margin = min(margin, certificate.margin)
                 if certificate.certified:
-                    return candidate._replace(margin=min(candidate.margin, certificate.margin))
+                    return candidate._replace(margin=min(margin, candidate.margin)), refused
                 self._remember(certificate)
+            refused = margin
             passed.remove(candidate)
-        return None
+        return None, refused
 
     def _plan(
         self,
@@ -263,7 +279,7 @@ class SafeImprovement:
         return screened
 
     def _part_of_the_way(
-        self, learned: HallucinatedMDP, start: Policy, goal: Policy, generator: torch.Generator
+        self, learned: HallucinatedMDP, start: Policy, goal: Policy, promised: float, generator: torch.Generator
     ) -> Candidate | None:
         """The largest certified step from ``start`` towards a refused ``goal``, found by halving; None where there is none."""
         for attempt in range(1, self.config.certificate.attempts + 1):
@@ -271,7 +287,7 @@ class SafeImprovement:
             screened = self._screen(learned, candidate, generator)
             if screened.certified:
                 step = Candidate(candidate, screened.margin, _predicted_return(learned, candidate))
-                chosen = self._best(learned, start, [step], generator)
+                chosen, _ = self._best(learned, promised, [step], generator)
                 if chosen is not None:
                     return chosen
         return None

@@ -25,8 +25,6 @@ from mf_taxi_env.checks import whole_number
 RETRIES = 2
 #: Address of a Ray cluster that is started for the jobs and ends with them.
 LOCAL_RAY = "local"
-
-
 #: Where libraries look for their number of threads when they are loaded.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -70,21 +68,25 @@ def run_jobs(
     workers: int | None = None,
     ray: str | None = None,
     retries: int = RETRIES,
+    isolated: bool = False,
 ) -> Iterator[Outcome]:
     """Run jobs and yield what became of each as soon as it is known, in no particular order.
 
-    Every job has one thread, wherever it runs, so that its numbers do not depend on where that is. An exception ends its own
-    job alone. Where the iteration is left early, by Ctrl-C for instance, or this process is killed, what still runs is ended,
-    with all processes that jobs have started.
+    Every job has one thread, wherever it runs, so that its numbers do not depend on where that is. An exception, or
+    ``sys.exit``, ends its own job alone. Where the iteration is left early, by Ctrl-C for instance, or this process is killed,
+    what still runs is ended, with all processes that jobs have started.
 
     Args:
         jobs: The jobs.
         shared: First arguments of all jobs, sent to each worker once.
-        workers: Processes, at least 1; 1 is this very process, in which libraries other than torch keep their threads. Default:
-            one per CPU that this process may use. On a cluster that is running already its own CPUs count, and this does not.
+        workers: Processes, at least 1; 1 is this very process, in which libraries other than torch keep their threads, unless
+            ``isolated``. Default: one per CPU that this process may use. On a cluster that is running already its own CPUs
+            count, and this does not.
         ray: Address of a Ray cluster, such as ``"auto"`` or ``"10.0.0.1:6379"``, or ``"local"`` for one that is started here
             with ``workers`` CPUs. Default: no Ray.
         retries: How often a job is tried again whose worker was lost.
+        isolated: Whether each job has a process of its own, new, that ends with it: nothing that a job does to its process,
+            such as a default of torch, reaches another. It starts and imports anew each time.
 
     Yields:
         One outcome per job.
@@ -100,10 +102,10 @@ def run_jobs(
         twice = next(job.key for i, job in enumerate(jobs) if job.key in {other.key for other in jobs[:i]})
         raise ValueError(f"jobs must have keys of their own, got {twice!r} twice")
     if ray is not None:
-        return _on_ray(jobs, shared, ray, workers, retries)
-    if workers == 1:
+        return _on_ray(jobs, shared, ray, workers, retries, isolated)
+    if workers == 1 and not isolated:
         return (_call(job, shared) for job in jobs)
-    return _on_processes(jobs, shared, min(workers, len(jobs)), retries)
+    return _on_processes(jobs, shared, min(workers, len(jobs)), retries, isolated)
 
 
 def _call(job: Job, shared: tuple[Any, ...]) -> Outcome:
@@ -111,7 +113,7 @@ def _call(job: Job, shared: tuple[Any, ...]) -> Outcome:
     torch.set_num_threads(1)  # sums over more threads are rounded otherwise
     try:
         return Outcome(job.key, job.function(*shared, *job.arguments))
-    except Exception:
+    except (Exception, SystemExit):  # a job that exits is not to end the others
         return Outcome(job.key, None, traceback.format_exc())
     finally:
         torch.set_num_threads(threads)
@@ -222,7 +224,7 @@ def _serve(pipe: Connection, pickled: bytes) -> None:
             pipe.send_bytes(answer)
 
 
-def _on_processes(jobs: Sequence[Job], shared: tuple[Any, ...], count: int, retries: int) -> Iterator[Outcome]:
+def _on_processes(jobs: Sequence[Job], shared: tuple[Any, ...], count: int, retries: int, isolated: bool) -> Iterator[Outcome]:
     common, waiting = pickle.dumps(shared), deque[tuple[Job, bytes]]()
     for job in jobs:
         try:
@@ -249,7 +251,7 @@ def _on_processes(jobs: Sequence[Job], shared: tuple[Any, ...], count: int, retr
                         continue
                     outcome = Outcome(job.key, None, f"its worker was lost {lost[job.key]} times, last with exit code {code}")
                 else:
-                    if waiting:
+                    if waiting and not isolated:
                         worker.give(*waiting.popleft())
                     else:
                         workers.remove(worker)
@@ -263,7 +265,9 @@ def _on_processes(jobs: Sequence[Job], shared: tuple[Any, ...], count: int, retr
 # -- a Ray cluster --------------------------------------------------------------------------------------------------------
 
 
-def _on_ray(jobs: Sequence[Job], shared: tuple[Any, ...], address: str, workers: int, retries: int) -> Iterator[Outcome]:
+def _on_ray(
+    jobs: Sequence[Job], shared: tuple[Any, ...], address: str, workers: int, retries: int, isolated: bool
+) -> Iterator[Outcome]:
     try:
         import ray
         from ray.exceptions import RayError
@@ -275,7 +279,7 @@ def _on_ray(jobs: Sequence[Job], shared: tuple[Any, ...], address: str, workers:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
     try:
         # An exception is caught by _call: what Ray retries is a job whose worker, or machine, was lost.
-        remote = ray.remote(num_cpus=1, max_retries=retries)(_call)
+        remote = ray.remote(num_cpus=1, max_retries=retries, max_calls=int(isolated))(_call)  # 0: as many as there are
         common = ray.put(shared)
         pending = {remote.remote(job, common): job.key for job in jobs}
         try:

@@ -79,7 +79,7 @@ class WorldOptions:
 def headline(world: TaxiMDP | SwarmMDP) -> str:
     """Two lines: what the world is and has to keep, and what is known to be possible in it."""
     floors = [floor for floor in world.constraints if isinstance(floor, EntropyFloor)]
-    keeps = f", entropy of the fleet at least {floors[0].fraction:.0%} of its maximum" if floors else ""
+    keeps = f", entropy of the fleet at least {100 * floors[0].fraction:g} % of its maximum" if floors else ""
     if isinstance(world, TaxiMDP):
         bound, cells = certified_bound(world), world.grid.cells
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,8 +19,8 @@ from mf_taxi_env import MeanFieldMDP, Motion, TaxiMDP
 from mf_taxi_env.mdp import Field
 from safe_m3_agent import Config
 
-#: Episodes after which a peer shows what it would do; it ends with the last.
-EPISODES = (1, 2, 4, 8, 16, 32)
+#: A peer shows what it would do after its first episode, and whenever it has had this many times as many as at the last record.
+GROWTH = 2
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class PeerSettings(OracleSettings):
 
     Attributes:
         agent: Settings of the agent whose taxis and model it has.
-        episodes: After which it shows what it would do.
+        growth: How many times as many episodes it has had at a record as at the one before; fewer where the budget ends.
     """
 
     agent: Config
-    episodes: tuple[int, ...]
+    growth: int
 
 
 class Aimed(Protocol):
@@ -85,16 +86,15 @@ def _peer(make: Aimed, task: Task, record: Recorder) -> Field:
     """The policy that knows what representative taxis saw while the fleet stayed put, as it does until that is enough."""
     study = MotionStudy(task.mdp, task.seed, BASE)
     policy: Field = Stay(study.known)
-    for episodes in (0, *EPISODES):
-        if episodes * task.mdp.horizon > task.budget.env_steps:
-            break
-        while study.episodes < episodes:
+    left, most = task.budget.seconds, task.budget.env_steps // task.mdp.horizon
+    while record(policy, env_steps=study.env_steps, episodes=study.episodes, violated=study.violated) and study.episodes < most:
+        began, until = time.monotonic(), min(max(1, GROWTH * study.episodes), most)
+        study.episode()
+        while study.episodes < until and time.monotonic() - began < left:  # twice as many may take longer than all before
             study.episode()
-        if episodes:
-            world = study.world()
-            policy = _safe(make, study.known, BelievedMotion(world.model), world)
-        if not record(policy, env_steps=study.env_steps, episodes=study.episodes, violated=study.violated):
-            break
+        world = study.world()
+        policy = _safe(make, study.known, BelievedMotion(world.model), world)
+        left -= time.monotonic() - began
     return policy
 
 
@@ -102,7 +102,7 @@ def aimed_settings(make: Aimed, *, oracle: bool) -> OracleSettings:
     """The settings of a policy as they are: its parameters are those that it has by default, and :func:`_safe` the barrier."""
     given = inspect.signature(make).parameters.values()
     parameters = {one.name: one.default for one in given if one.kind is one.KEYWORD_ONLY and one.name != "barrier"}
-    return OracleSettings(parameters, BARRIERS) if oracle else PeerSettings(parameters, BARRIERS, BASE, EPISODES)
+    return OracleSettings(parameters, BARRIERS) if oracle else PeerSettings(parameters, BARRIERS, BASE, GROWTH)
 
 
 def _register(name: str, label: str, make: Aimed) -> None:

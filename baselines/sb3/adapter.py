@@ -105,7 +105,7 @@ class LiftedVecEnv(VecEnv):
 
     @property
     def parameterization(self) -> Parameterization:
-        """What an action means, before :attr:`reach` shortens it."""
+        """What an action means, before ``reach`` shortens it."""
         return self._shell.parameterization
 
     def observe(self, mu: Tensor, t: int) -> Tensor:

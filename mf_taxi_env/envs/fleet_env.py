@@ -234,8 +234,11 @@ class FleetParallelEnv(ParallelEnv[str, Observation, Array]):  # type: ignore[mi
         except (ValueError, TypeError):
             flat = np.empty(0, np.float32)
         if flat.shape != (2 * self.n_taxis,) or set(map(len, values)) != {2}:
-            agent = next(agent for agent, value in actions.items() if np.shape(value) != (2,))
-            raise ValueError(f"actions must have shape (2,), got {np.shape(actions[agent])} for {agent}")
+            for agent, value in actions.items():
+                if np.shape(value) != (2,):
+                    raise ValueError(f"actions must have shape (2,), got {np.shape(value)} for {agent}")
+                if not np.can_cast(kind := np.asarray(value).dtype, np.float32, "same_kind"):
+                    raise ValueError(f"actions must be real numbers, got {value!r} of type {kind} for {agent}")
         return flat.reshape(-1, 2)
 
 

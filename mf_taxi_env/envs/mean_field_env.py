@@ -15,7 +15,7 @@ from mf_taxi_env.parameterization import Parameterization
 
 
 class MeanFieldEnv(gym.Env[Array, Array]):
-    """One world, one episode at a time. A concrete env says which world; see :class:`mf_taxi_env.MFTaxiEnv`.
+    """One world, one episode at a time. A concrete env says which world; see ``mf_taxi_env.MFTaxiEnv``.
 
     Args:
         world: Builds the lifted MDP; its argument is ``options["scenario"]`` of :meth:`reset`, or ``None``.

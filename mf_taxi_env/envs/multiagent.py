@@ -33,7 +33,7 @@ def fleet_parallel_env(n_taxis: int = 100, **settings: Unpack[FleetSettings]) ->
         TypeError: If an argument is unknown.
         ValueError: If an argument is out of range.
     """
-    check_arguments("fleet_parallel_env", settings, FleetSettings)
+    check_arguments("fleet_parallel_env", settings, FleetSettings, "n_taxis")
     try:
         from mf_taxi_env.envs.fleet_env import FleetParallelEnv
     except ModuleNotFoundError as error:

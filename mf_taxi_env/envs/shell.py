@@ -238,13 +238,19 @@ def constraint_names(mdp: MeanFieldMDP) -> list[str]:
     return [f"{name}:{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
-def check_arguments(name: str, given: Mapping[str, Any], settings: type) -> None:
+def check_arguments(name: str, given: Mapping[str, Any], settings: type, *own: str) -> None:
     """Refuse arguments that an env does not have.
+
+    Args:
+        name: The env's.
+        given: Its arguments beside those that the shell names itself.
+        settings: What they may be: a ``TypedDict``.
+        own: Names of the shell's own arguments, to tell of.
 
     Raises:
         TypeError: Naming the first of them, the env, and what it has.
     """
-    allowed = settings.__annotations__
+    allowed = [*settings.__annotations__, *own]
     unknown = sorted(set(given) - set(allowed))
     if unknown:
         # In Python's own words, which some clients look for, to learn what an env takes by trying.

@@ -145,7 +145,7 @@ class MFSwarm1DEnv(MeanFieldEnv):
     """
 
     def __init__(self, *, render_mode: RenderMode | None = None, **settings: Unpack[SwarmSettings]) -> None:
-        check_arguments("MFSwarm1D-v0", settings, SwarmSettings)
+        check_arguments("MFSwarm1D-v0", settings, SwarmSettings, "render_mode")
         super().__init__(**_shell_arguments(**settings), render_mode=render_mode)
 
 
@@ -167,5 +167,5 @@ class MFSwarm1DVectorEnv(MeanFieldVectorEnv):
         max_episode_steps: int | None = None,
         **settings: Unpack[SwarmSettings],
     ) -> None:
-        check_arguments("MFSwarm1D-v0", settings, SwarmSettings)
+        check_arguments("MFSwarm1D-v0", settings, SwarmSettings, "num_envs", "backend", "max_episode_steps")
         super().__init__(num_envs, **_shell_arguments(**settings), backend=backend, max_episode_steps=max_episode_steps)

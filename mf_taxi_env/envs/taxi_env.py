@@ -97,10 +97,10 @@ class MFTaxiEnv(MeanFieldEnv):
     """A fleet of taxis, in the mean-field limit, has to stand where the demand is without leaving any district unserved.
 
     ## Description
-    The state is a distribution ``mu`` over ``k x k`` cells of a city; one step is a quarter of an hour. First passengers are
-    served and carried to where the city's trips end, then every taxi moves as the action tells it to, and noise perturbs
-    where it arrives. The transition is deterministic: a distribution moves. See ``mf_taxi_env.TaxiMDP`` for the
-    equations and arXiv 2306.17052 for their source.
+    The state is a distribution ``mu`` over ``k x k`` cells of a city; one step is a quarter of an hour, or a slice of time
+    where the city's trips were cut into slices. First passengers are served and carried to where the city's trips end, then
+    every taxi moves as the action tells it to, and noise perturbs where it arrives. The transition is deterministic: a
+    distribution moves. See ``mf_taxi_env.TaxiMDP`` for the equations and arXiv 2306.17052 for their source.
 
     ## Action Space
     ``Box(-1, 1, (n,), float32)``: parameters of a field of moves over the city, see ``parameterization``. A move of 1 crosses
@@ -183,7 +183,7 @@ class MFTaxiEnv(MeanFieldEnv):
     """
 
     def __init__(self, *, render_mode: RenderMode | None = None, **settings: Unpack[TaxiSettings]) -> None:
-        check_arguments("MFTaxi-v0", settings, TaxiSettings)
+        check_arguments("MFTaxi-v0", settings, TaxiSettings, "render_mode")
         super().__init__(**_shell_arguments(**settings), render_mode=render_mode)
 
     @property
@@ -210,5 +210,5 @@ class MFTaxiVectorEnv(MeanFieldVectorEnv):
         max_episode_steps: int | None = None,
         **settings: Unpack[TaxiSettings],
     ) -> None:
-        check_arguments("MFTaxi-v0", settings, TaxiSettings)
+        check_arguments("MFTaxi-v0", settings, TaxiSettings, "num_envs", "backend", "max_episode_steps")
         super().__init__(num_envs, **_shell_arguments(**settings), backend=backend, max_episode_steps=max_episode_steps)

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import polars as pl
 
-#: The zone of an ISO 8601 time, after a time of day: in a date alone, ``-01`` is no zone but a day.
-ZONE = r"(:\d\d(?:\.\d+)?)\s*(?:[Zz]|[+-]\d\d(?::?\d\d)?)$"
+_ZONE = r"\s*(?:[Zz]|UTC|GMT|[+-]\d\d(?::?\d\d)?)"
+#: The zone of a time, after a time of day: in a date alone, ``-01`` is no zone but a day.
+ZONE = rf"(:\d\d(?:\.\d+)?){_ZONE}$"
+#: The time of day at the end of a text, after a date or alone, in ISO 8601 also without colons; then a zone.
+TIME_OF_DAY = (
+    r"(?:(?:^|[T\s])(?<hour>[0-9]{1,2}):(?<minute>[0-9]{2})(?::(?<second>[0-9]{2})(?:\.(?<fraction>[0-9]+))?)?"
+    r"(?:\s*(?<half>[AaPp])[Mm])?"
+    rf"|T(?<hh>[0-9]{{2}})(?<mm>[0-9]{{2}})(?<ss>[0-9]{{2}})?)(?:{_ZONE})?\s*$"
+)
 FORMATS = ".csv, .csv.gz, .csv.zst or .parquet"
 
 
@@ -85,6 +92,28 @@ def local_time_text(name: str) -> pl.Expr:
 
     text = pl.col(name).str.strip_chars().str.replace(ZONE, "$1")
     return pl.when(text.str.contains("[T:]")).then(text)
+
+
+def with_times_of_day(frame: pl.LazyFrame, name: str) -> pl.LazyFrame:
+    """The frame with a column of text turned into times of day, as written; null where there is none.
+
+    What stands before the time is not read: dates are written in too many ways, and month and day are told apart by guessing.
+    """
+    import polars as pl
+
+    def part(*names: str) -> pl.Expr:
+        return pl.coalesce(pl.col(name).struct.field(one) for one in names)
+
+    hour, minute = part("hour", "hh").cast(pl.Int64), part("minute", "mm").cast(pl.Int64)
+    second = part("second", "ss").fill_null("0").cast(pl.Int64)
+    fraction = part("fraction").fill_null("0").str.pad_end(9, "0").str.head(9).cast(pl.Int64)
+    half = part("half").str.to_lowercase()
+    possible = pl.when(half.is_null()).then(hour < 24).otherwise(hour.is_between(1, 12)) & (minute < 60) & (second < 60)
+    hour = pl.when(half.is_null()).then(hour).otherwise(hour % 12 + 12 * (half == "p").cast(pl.Int64))
+    nanoseconds = ((hour * 60 + minute) * 60 + second) * 10**9 + fraction
+    # The parts as a column of their own: each use of an expression would search the text once more.
+    parts = frame.with_columns(pl.col(name).str.extract_groups(TIME_OF_DAY))
+    return parts.with_columns(pl.when(possible).then(nanoseconds).cast(pl.Time).alias(name))
 
 
 def check_time_type(path: Path, column: str, kind: pl.DataType) -> None:

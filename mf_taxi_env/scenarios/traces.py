@@ -39,7 +39,8 @@ def trips_from_traces(
     Args:
         source: CSV (``.csv``, also ``.csv.gz``) or Parquet file, one row per position: taxi, time, longitude, latitude in
             degrees, and whether a passenger is in (0 and 1, or false and true). A time is a date with a time of day, or a time
-            of day alone, all rows being of one day; its zone (``Z``, ``+08:00``) is ignored: local time, as written.
+            of day alone, all rows being of one day; in text the date is ISO 8601's (``2014-01-20``) or, in all rows alike, day
+            first (``20/01/2014``). A zone (``Z``, ``UTC``, ``GMT``, ``+08:00``) is ignored: local time, as written.
         out: Trip file to write, ``.csv`` or ``.parquet``, whole or not at all: ``taxi``, ``pickup_time``, ``pickup_lon``,
             ``pickup_lat``, ``dropoff_time``, ``dropoff_lon``, ``dropoff_lat``.
         columns: Maps our names (``taxi``, ``time``, ``lon``, ``lat``, ``occupied``) to the file's, where they differ.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mf_taxi_env.scenarios.row_files import as_number, check_time_type, is_degree, local_time_text, scan, unreadable
+from mf_taxi_env.scenarios.row_files import as_number, check_time_type, is_degree, scan, unreadable, with_times_of_day
 from mf_taxi_env.scenarios.scenario import Box
 
 if TYPE_CHECKING:
@@ -59,8 +59,11 @@ def count_trips(
     in_window = pl.lit(True) if window is None else (_since(window) < _parsed(window)[1]).fill_null(False)
     from_box = _in_box("pickup_lon", "pickup_lat", box, half)
     starts = good & in_window & from_box
-    exchanged = sane & in_window & ~from_box & _in_box("pickup_lat", "pickup_lon", box, half)
     ends = _in_box("dropoff_lon", "dropoff_lat", box, half)
+    exchanged = {
+        "pickup": sane & in_window & ~from_box & _in_box("pickup_lat", "pickup_lon", box, half),
+        "dropoff": sane & in_window & from_box & ~ends & _in_box("dropoff_lat", "dropoff_lon", box, half),
+    }
     audit = frame.select(
         pl.len().alias("rows"),
         *[flag.sum().alias(f"bad:{name}") for name, flag in is_bad.items()],
@@ -68,9 +71,10 @@ def count_trips(
         (good & ~in_window).sum().alias("rows_outside_window"),
         (good & in_window & ~from_box).sum().alias("rows_outside_box"),
         (starts & ~ends).sum().alias("rows_leaving"),
-        # How many rows would start in the box only if longitude and latitude changed places, and are bad only as they do not.
-        exchanged.sum().alias("swapped"),
-        (exchanged & ~good).sum().alias("bad_as_swapped"),
+        # How many rows would start, or end, in the box only if longitude and latitude changed places, and are bad only as they
+        # do not.
+        *[flag.sum().alias(f"swapped:{end}") for end, flag in exchanged.items()],
+        *[(flag & ~good).sum().alias(f"bad_as_swapped:{end}") for end, flag in exchanged.items()],
     )
     step = pl.lit(0) if window is None else _since(window) * steps // _parsed(window)[1]
     inside = frame.filter(starts).with_columns(step=step.cast(pl.Int64))
@@ -86,7 +90,7 @@ def count_trips(
 
     facts: dict[str, int] = audited.row(0, named=True)
     bad = {name.removeprefix("bad:"): facts.pop(name) for name in list(facts) if name.startswith("bad:")}
-    swapped = facts.pop("swapped"), facts.pop("bad_as_swapped")
+    swapped = {end: (facts.pop(f"swapped:{end}"), facts.pop(f"bad_as_swapped:{end}")) for end in exchanged}
     _check(path, facts, bad, swapped, box, window, columns, keep_going=bad_rows == "drop")
     trips = counted["trips"].to_numpy()
     if source_cell is None:
@@ -108,6 +112,15 @@ def slice_name(window: Window, steps: int, step: int) -> str:
     return " to ".join(f"{minute // 60:02d}:{minute % 60:02d}" for minute in minutes)
 
 
+def window_minutes(window: Window) -> float:
+    """Length of the window in minutes.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    return _parsed(window)[1] / (60 * 10**9)
+
+
 def _selected(path: Path, window: Window | None, columns: Mapping[str, str]) -> pl.LazyFrame:
     """The columns we need under our names, coordinates and counts as numbers (null where unreadable)."""
 
@@ -123,10 +136,10 @@ def _selected(path: Path, window: Window | None, columns: Mapping[str, str]) -> 
     numbers.append(as_number("trips") if "trips" in schema else pl.lit(1.0).alias("trips"))
     if window:
         check_time_type(path, columns.get("pickup_time", "pickup_time"), schema["pickup_time"])
-        time = pl.col("pickup_time")
-        if schema["pickup_time"] == pl.String:
-            time = local_time_text("pickup_time").str.to_datetime(strict=False)
-        numbers.append(time if schema["pickup_time"] == pl.Time else time.dt.time())
+        time, kind = pl.col("pickup_time"), schema["pickup_time"]
+        if kind == pl.String:
+            frame = with_times_of_day(frame, "pickup_time")
+        numbers.append(time if kind in (pl.String, pl.Time) else time.dt.time())
     return frame.select(numbers)
 
 
@@ -153,15 +166,21 @@ def _in_box(lon: str, lat: str, box: Box, half: tuple[float, float]) -> pl.Expr:
 def _parsed(window: Window) -> tuple[int, int]:
     """Start and length of the window in nanoseconds."""
     try:
-        start, end = (dt.time.fromisoformat(text) for text in window)
+        start, end = window
+        # datetime knows no end of the day.
+        first, last = _nanoseconds(start), DAY if end in ("24:00", "24:00:00") else _nanoseconds(end)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"window must be two times of day such as ('19:00', '22:00'), got {window!r}") from error
-    if start == end:
-        raise ValueError(f"window must not be empty, got {window!r}")
-    first, last = (
-        ((time.hour * 60 + time.minute) * 60 + time.second) * 10**9 + time.microsecond * 1000 for time in (start, end)
-    )
-    return first, (last - first) % DAY
+        raise ValueError(
+            f"window must be two times of day such as ('19:00', '22:00'), the second up to '24:00', got {window!r}"
+        ) from error
+    if first == last:
+        raise ValueError(f"window must not be empty, got {window!r}; the whole day is ('00:00', '24:00')")
+    return first, (last - first) % DAY or DAY
+
+
+def _nanoseconds(text: str) -> int:
+    time = dt.time.fromisoformat(text)
+    return ((time.hour * 60 + time.minute) * 60 + time.second) * 10**9 + time.microsecond * 1000
 
 
 def _since(window: Window) -> pl.Expr:
@@ -211,7 +230,7 @@ def _check(
     path: Path,
     facts: Mapping[str, int],
     bad: Mapping[str, int],
-    swapped: tuple[int, int],
+    swapped: Mapping[str, tuple[int, int]],
     box: Box,
     window: Window | None,
     columns: Mapping[str, str],
@@ -222,21 +241,26 @@ def _check(
     if rows == 0:
         raise ValueError(f"{path} has no rows")
     left = rows - facts["bad_rows"] - facts["rows_outside_window"] - facts["rows_outside_box"]
-    would_start, bad_as_swapped = swapped
-    # Other bad rows come first: what they hide may be the true cause.
-    if left == 0 and would_start and (keep_going or facts["bad_rows"] == bad_as_swapped):
-        raise ValueError(
-            f"{path}: longitude and latitude look swapped: no pick-up lies in the box {box}, and {would_start} of {rows} would "
-            "with pickup_lon and pickup_lat exchanged. Correct it with columns={'pickup_lon': ..., 'pickup_lat': ...}"
-        )
+    staying = left - facts["rows_leaving"]
+    for end, what, usable in (("pickup", "pick-up", left), ("dropoff", "drop-off", staying)):
+        would, bad_as_swapped = swapped[end]
+        # Other bad rows come first: what they hide may be the true cause.
+        if usable == 0 and would and (keep_going or facts["bad_rows"] == bad_as_swapped):
+            raise ValueError(
+                f"{path}: longitude and latitude look swapped: no {what} lies in the box {box}, and {would} of {rows} would "
+                f"with {end}_lon and {end}_lat exchanged. Correct it with columns={{'{end}_lon': ..., '{end}_lat': ...}}"
+            )
     if facts["bad_rows"] and not keep_going:
         named = ", ".join(f"{count} in column {columns.get(name, name)!r}" for name, count in bad.items() if count)
         raise ValueError(
             f"{path}: {facts['bad_rows']} of {rows} rows have unreadable or impossible values ({named}). Coordinates are "
-            "finite degrees, counts at least 0, times dates with a time of day. Leave such rows out with bad_rows='drop'"
+            "finite degrees, counts at least 0, times end in a time of day such as 19:05:33 or 07:05:33 PM. Leave such rows "
+            "out with bad_rows='drop'"
         )
-    if left:
+    if staying:
         return
+    if left:
+        raise ValueError(f"{path}: none of the {left} trips that start in the box {box} ends in it: nobody would ride")
     read = f"{rows} rows read" + f", {facts['bad_rows']} of them unreadable" * bool(facts["bad_rows"])
     if window and facts["rows_outside_box"] == 0:
         raise ValueError(f"{path}: no trip starts in the window {window[0]} to {window[1]} ({read})")

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from mf_taxi_env.checks import whole_number
 from mf_taxi_env.scenarios.scenario import Box, Scenario, validated_box, validated_floor
-from mf_taxi_env.scenarios.trip_files import Window, count_trips, slice_name
+from mf_taxi_env.scenarios.trip_files import Window, count_trips, slice_name, window_minutes
 from mf_taxi_env.scenarios.trip_probabilities import rows_or_identity
 
 #: Cells per axis up to which trips are kept dense: 20 MB, and a product faster than a sparse one.
@@ -45,9 +45,12 @@ def scenario_from_trips(
         box: Study area ``(west, east, south, north)`` in degrees.
         cells: Cells per axis, ``k``.
         window: Local times of day ``("19:00", "22:00")`` of the pick-up, start inclusive and end exclusive; may pass midnight.
-            A time's zone (``Z``, ``+08:00``) is ignored: times are taken to be local, as written.
+            ``("00:00", "24:00")`` is the whole day. A ``pickup_time`` in text ends in a time of day, after a date of any form
+            or alone: ``19:05``, ``19:05:33.5``, ``07:05:33 PM``, ISO 8601's ``T190533``. A zone after it (``Z``, ``UTC``,
+            ``GMT``, ``+08:00``) is ignored: times are taken to be local, as written.
         steps: Equal slices of the window by pick-up time. More than one gives demand ``[T, K]`` and trips of every slice, one
-            slice per step of an episode; a cell without a trip in a slice has the identity row there.
+            slice per step of an episode, which then lasts as long as a slice; a cell without a trip in a slice has the
+            identity row there.
         smoothing: Odd side of the median filter over the demand, in cells; 1 for none.
         columns: Maps our names (``pickup_lon``, ``pickup_lat``, ``dropoff_lon``, ``dropoff_lat``, ``pickup_time``, ``trips``)
             to the file's, where they differ. ``trips``, a count per row, is used where the file has it; one row is one trip
@@ -66,8 +69,8 @@ def scenario_from_trips(
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If polars is not installed.
-        ValueError: If an argument is out of range, the file cannot be read, a column is missing, values are bad, or nothing
-            is left, in the whole window or in one of its slices.
+        ValueError: If an argument is out of range, the file cannot be read, a column is missing, values are bad, or no trip
+            starts in the box or none of those ends in it, in the whole window or in one of its slices.
     """
     path = Path(source)
     box = validated_box(box)
@@ -102,8 +105,11 @@ def scenario_from_trips(
         between = sparse.csr_array((counts.trips[now], (counts.origin[now], counts.destination[now])), shape=shape)
         starts = o_share.T @ between.sum(1)
         flow = sparse.csr_array(o_share.T @ between) @ d_share
-        demand.append(_demand(path, starts, smoothing, slice_name(window, steps, step) if window and steps > 1 else None))
+        when = slice_name(window, steps, step) if window and steps > 1 else None
+        demand.append(_demand(path, starts, smoothing, when))
         pickups, inside = pickups + float(starts.sum()), inside + float(flow.sum())
+        if flow.sum() <= 0:
+            raise ValueError(f"{path}: no trip that starts in the box{f' from {when}' if when else ''} ends in it")
         trips.append(rows_or_identity(flow if cells > DENSE_CELLS else flow.toarray()))
     return Scenario(
         name=name or path.name.split(".")[0],
@@ -122,6 +128,15 @@ def scenario_from_trips(
             "source_cell": list(source_cell) if source_cell else None,
         },
     )
+
+
+def slice_minutes(provenance: Mapping[str, Any]) -> float | None:
+    """Minutes of a slice, where the window of a scenario of this provenance was cut into ``steps``; else ``None``."""
+    window, steps = provenance.get("window"), provenance.get("steps")
+    try:
+        return window_minutes(window) / steps if window and steps and steps > 1 else None
+    except (TypeError, ValueError):  # the user's own words
+        return None
 
 
 def median_smoothed(mass: NDArray[np.float64], side: int) -> NDArray[np.float64]:

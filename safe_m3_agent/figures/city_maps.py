@@ -31,12 +31,13 @@ MOST_COLUMNS_WIDE = 2
 ORIGINS = 3
 
 
-def fleets(curves: Sequence[tuple[str, Group]], title: str) -> Drawing:
+def fleets(curves: Sequence[tuple[str, Group]], title: str, left_out: int = 0) -> Drawing:
     """Demand, the fleet at the start, the best that is possible, and the fleet after learning, on maps of one colour scale.
 
     Args:
         curves: Labels and runs, all in one city; of each the run of the median last return is shown.
         title: Title of the sheet.
+        left_out: How many more policies there are that it does not show; the caption says so.
     """
     world = curves[0][1].world
     last = world.horizon - 1
@@ -69,7 +70,8 @@ def fleets(curves: Sequence[tuple[str, Group]], title: str) -> Drawing:
     if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
         engine.set(h_pad=0.12, w_pad=0.3 if height > WIDE * width else 0.04)
     figure.set_figheight(figure.get_figheight() + 0.35 * math.ceil(len(panels) / columns))
-    caption(figure, f"Fleets after the last of {world.horizon} steps; of several seeds the one with the median return.")
+    more = f" Not shown: {left_out} more polic{'ies' if left_out > 1 else 'y'}." * (left_out > 0)
+    caption(figure, f"Fleets after the last of {world.horizon} steps; of several seeds the one with the median return.{more}")
     return Drawing(figure, {"": cell_table(world, names, [values for _, values in panels])})
 
 

@@ -38,6 +38,8 @@ from safe_m3_agent.hallucination import FLEET_DEVIATIONS
 
 #: Most fleet sizes of figure 7.
 MOST_SIZES = 3
+#: A size that is enough is a line up to this many times the largest fleet; a larger one would leave the axis empty.
+FARTHEST = 10.0
 #: Scores that the second axis of figure 6a names, where they are in sight.
 SCORES = (0.0, 0.5, 0.8, 0.9, 1.0)
 
@@ -60,6 +62,7 @@ def fleet_sizes(curves: Sequence[FleetCurve], title: str) -> Drawing:
     figure = new_figure((8.5, 8.0 if world.constraints else 5.6), "constrained")
     panels: list[Axes] = figure.subplots(2 if world.constraints else 1, 1, sharex=True, squeeze=False)[:, 0].tolist()
     rows: list[list[object]] = []
+    farthest = FARTHEST * max(taxis for curve in curves for taxis in _common_sizes(curve))
     for curve, line in zip(curves, LINES, strict=False):
         limit = float(np.mean([-float(subject.executed.returns) / world.horizon for subject, _ in curve.policies]))
         enough = max(sufficient_taxis(subject) for subject, _ in curve.policies)
@@ -72,7 +75,7 @@ def fleet_sizes(curves: Sequence[FleetCurve], title: str) -> Drawing:
             "markersize": 6,
             "linewidth": 2,
         }
-        told = f": {enough:,.0f} taxis are enough" if math.isfinite(enough) else ""
+        told = f": {enough:,.0f} taxis are enough{', beyond the axis' * (enough > farthest)}" if math.isfinite(enough) else ""
         panels[0].plot(sizes, [size.kl.mean for size in mine], **style, label=curve.label + told)
         _band(panels[0], sizes, [size.kl for size in mine], line.color)
         panels[0].axhline(limit, color=line.color, linewidth=1.2, alpha=0.8)
@@ -83,7 +86,7 @@ def fleet_sizes(curves: Sequence[FleetCurve], title: str) -> Drawing:
                 panels[1], [size.taxis for size in known], [size.corrected for size in known], color=line.color, linestyle="",
                 marker=line.marker, markersize=11, fillstyle="none",
             )  # fmt: skip
-            if math.isfinite(enough):
+            if enough <= farthest:
                 panels[1].axvline(enough, color=line.color, linestyle=line.style, linewidth=1.2, alpha=0.8)
         rows += [
             [

@@ -123,7 +123,8 @@ def _fleets(base: Group, groups: Sequence[Group]) -> Plan:
         )
         if (wanted["constrained"], False) not in found
     ]
-    return Plan(curves, missing, True, lambda: fleets(curves, f"{where(base)}: demand, and where policies take the fleet"))
+    title, left_out = f"{where(base)}: demand, and where policies take the fleet", 1 + len(others) - len(curves)
+    return Plan(curves, missing, True, lambda: fleets(curves, title, left_out))
 
 
 def _known_and_unknown(base: Group, groups: Sequence[Group]) -> Plan:

@@ -240,6 +240,8 @@ class ActorCritic:
         critic, actor = (self.target, self.target_actor) if self.config.targets else (self.critic, self.actor)
         if self.config.critic == "expansion":
             return expand(self.stage, critic, actor, now, actor.fields(now.shifted, now.nominal), 1)
+        if not then.shifted.shape[1]:  # an episode of one step
+            return now.rewards
         fields = actor.fields(then.shifted, then.nominal, 1)
         ahead = critic(then.shifted, fields, then.doubt, then.z, 1)
         return now.rewards + torch.nn.functional.pad(ahead, (0, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from baselines import algorithm
 from baselines.algorithm import Budget
 from baselines.cli import main
 from baselines.plans import Benchmark
+from baselines.runner import run_all
 
 #: Learns nothing, but looks like it: it drifts towards the centre, records every episode, and saves how far it is. At the
 #: episode named in the file ``plan`` beside the script something happens to it, once.
@@ -86,8 +88,9 @@ def drift(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
-    """``python -m baselines`` in this process: exit status and what it printed."""
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
+    """``python -m baselines`` in this process, its runs as well, which saves imports: exit status and what it printed."""
+    monkeypatch.setattr("baselines.cli.run_all", partial(run_all, isolated=False))
 
     def call(*arguments: object) -> SimpleNamespace:
         status = 0
@@ -101,7 +104,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
     return call
 
 
-#: A city of 5 x 5 cells in which staying put is safe, six episodes, no fleets, this process.
+#: A city of 5 x 5 cells in which staying put is safe, six episodes, no fleets, one worker.
 QUICK = (
     "--scenarios", "synthetic", "--cells", 5, "--env-steps", 72, "--seconds", 60, "--seeds", 1, "--taxis", 0, "--workers", 1,
 )  # fmt: skip

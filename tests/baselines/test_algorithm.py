@@ -50,6 +50,26 @@ def test_a_script_imports_what_lies_beside_it(tmp_path: Path, monkeypatch: pytes
     assert sys.path.count(str(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("helper", ["networks.py", "networks/__init__.py"])
+def test_each_script_has_its_own_helpers(helper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same name in two folders, whichever comes first on a path that was inherited; what lies elsewhere stays."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "common_to_scripts.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "common")
+    for name in ("one", "two"):
+        (tmp_path / name / helper).parent.mkdir(parents=True)
+        (tmp_path / name / helper).write_text(f"LABEL = 'Of {name}'\n")
+        script = f"import common_to_scripts\nfrom networks import LABEL\n{SCRIPT}".replace('"My algorithm"', "LABEL")
+        (tmp_path / name / "script.py").write_text(script.replace('"mine"', f'"{name}"').replace("train", name))
+    assert find_algorithm(f"{tmp_path / 'one' / 'script.py'}:one").label == "Of one"
+    common = sys.modules["common_to_scripts"]
+    assert find_algorithm(f"{tmp_path / 'two' / 'script.py'}:two").label == "Of two"
+    assert find_algorithm(f"{tmp_path / 'one' / 'script.py'}:one").label == "Of one"
+    assert sys.modules.pop("common_to_scripts") is common
+    sys.modules.pop("networks")
+
+
 def test_a_name_belongs_to_one_function() -> None:
     """Two algorithms of one name would share their runs."""
 

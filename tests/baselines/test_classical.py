@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from baselines.algorithm import Budget, Task, algorithms
 from baselines.algorithms import classical
 from baselines.algorithms.classical import OracleSettings, PeerSettings
 from baselines.algorithms.safe_m3 import BASE
-from baselines.belief import BARRIERS, BelievedMotion
+from baselines.belief import BARRIERS, BelievedMotion, MotionStudy
 from mf_taxi_env import EntropyFloor, FreeMotion, TaxiMDP, load_scenario, score
 from mf_taxi_env.mdp import Field
 from safe_m3_agent import Config
@@ -77,7 +78,38 @@ def test_peers_stop_when_the_budget_is_used_up(name: str, tmp_path: Path) -> Non
     assert stopped.steps == [0, 4]
     short = Curve()
     train(make_task(tmp_path, env_steps=15), short)
-    assert short.steps == [0, 4, 8]  # a third row would take four episodes
+    assert short.steps == [0, 4, 8, 12]  # a fourth episode would be one too many
+
+
+def test_peers_go_on_until_the_steps_are_used_up(tmp_path: Path) -> None:
+    """In doublings, and what is left of the budget at last: none is cut short while it learns."""
+    curve = Curve()
+    algorithms()["proportional"].train(make_task(tmp_path, env_steps=4 * 11), curve)
+    assert curve.episodes == [0, 1, 2, 4, 8, 11]
+
+
+def test_the_time_cuts_a_doubling_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as many episodes may take longer than what is left: the peer then shows what it has learned so far."""
+    now = 0.0
+    episode = MotionStudy.episode
+
+    def slow(study: MotionStudy) -> None:
+        nonlocal now
+        now += 10.0
+        episode(study)
+
+    def judge(policy: Field, *, env_steps: int, episodes: int, violated: int) -> bool:
+        nonlocal now
+        curve(policy, env_steps=env_steps, episodes=episodes, violated=violated)
+        learned = now - 50.0 * (len(curve.steps) - 1)  # judging takes time, too, which does not count
+        now += 50.0
+        return learned < 105.0
+
+    curve, task = Curve(), replace(make_task(tmp_path, env_steps=4000), budget=Budget(4000, 105.0))
+    monkeypatch.setattr(MotionStudy, "episode", slow)
+    monkeypatch.setattr(classical, "time", SimpleNamespace(monotonic=lambda: now))
+    algorithms()["proportional"].train(task, judge)
+    assert curve.episodes == [0, 1, 2, 4, 8, 11]
 
 
 @pytest.mark.parametrize("name", AIMED)
@@ -134,15 +166,15 @@ def test_oracles_ask_the_motion_that_is_true(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", AIMED)
 def test_settings_are_complete(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run under other parameters, barriers, episodes or another agent is another run."""
+    """A run under other parameters, barriers, growth or another agent is another run."""
     make = {"proportional": Proportional, "greedy-transport": GreedyTransport, "fluid-lp": FluidLP, "rolling-lp": RollingLP}[
         name
     ]
     own = {"proportional": {"gain": 0.1}, "rolling-lp": {"steps": 3, "price": 0.1}}.get(name, {})
     peer, oracle = algorithms()[name].settings, algorithms()[f"{name}-oracle"].settings
-    assert peer == PeerSettings(own, BARRIERS, BASE, classical.EPISODES) and oracle == OracleSettings(own, BARRIERS)
+    assert peer == PeerSettings(own, BARRIERS, BASE, classical.GROWTH) and oracle == OracleSettings(own, BARRIERS)
     told = {repr(peer)}
-    for constant, other in (("BARRIERS", (0.0,)), ("EPISODES", (1,)), ("BASE", Config(beta=1.0))):
+    for constant, other in (("BARRIERS", (0.0,)), ("GROWTH", 3), ("BASE", Config(beta=1.0))):
         with monkeypatch.context() as patch:
             patch.setattr(classical, constant, other)
             told.add(repr(classical.aimed_settings(make, oracle=False)))

@@ -57,8 +57,9 @@ def clock() -> Clock:
 def made(judge: Judge, clock: Clock, tmp_path: Path) -> Any:
     """A recorder of the run in this folder, as each start of it makes one."""
 
-    def make(env_steps: int = 1000, seconds: float = 1000.0) -> CurveRecorder:
-        return CurveRecorder(judge, Curve(tmp_path / "curve.csv"), Budget(env_steps, seconds), clock)
+    def make(env_steps: int = 1000, seconds: float = 1000.0, resumed: bool = False) -> CurveRecorder:
+        curve = Curve(tmp_path / "curve.csv")
+        return CurveRecorder(judge, curve, Budget(env_steps, seconds), resumed=resumed, clock=clock)
 
     return make
 
@@ -126,6 +127,21 @@ def test_records_of_as_many_steps_stand_side_by_side(made: Any, judge: Judge, cl
         clock.now += 1.0
         record(Stay(judge.world), env_steps=0, episodes=0, violated=0)
     assert [row.seconds for row in Curve(record.curve.path).rows] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("env_steps", [0, 120])
+def test_a_planner_that_goes_on_is_not_younger(made: Any, judge: Judge, clock: Clock, env_steps: int) -> None:
+    """Its steps stand still, before its first one or after its last, and no kill gives it its time again."""
+    record, policy = made(), Stay(judge.world)
+    for _ in range(3):
+        clock.now += 10.0
+        record(policy, env_steps=env_steps, episodes=1, violated=0)
+    again = made(seconds=32.0, resumed=True)
+    clock.now += 1.0
+    assert again(policy, env_steps=env_steps, episodes=1, violated=0)
+    clock.now += 5.0
+    assert not again(policy, env_steps=env_steps, episodes=1, violated=0)
+    assert [row.seconds for row in Curve(again.curve.path).rows] == [10.0, 20.0, 30.0, 35.0]
 
 
 @pytest.mark.parametrize(

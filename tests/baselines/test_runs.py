@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -21,8 +23,8 @@ import pytest
 from baselines import algorithm, cli
 from baselines.curve import Row
 from baselines.plans import Benchmark
-from baselines.run_folder import RecordedRun, Result, locked, read_run
-from baselines.runner import Refused, run_all
+from baselines.run_folder import LockedError, RecordedRun, Result, locked, read_result, read_run
+from baselines.runner import LIBRARIES, Refused, run_all
 from mf_taxi_env import TaxiMDP, load_scenario, score
 from mf_taxi_env.fleet_metrics import METRICS
 from safe_m3_agent import Config
@@ -69,6 +71,7 @@ def test_a_run_is_recorded_whole(run: Run, drift: Path, quick: tuple[object, ...
     assert facts.world["cells"] == 5 and len(facts.world["scenario"]["sha256"]) == 64 and len(facts.source or "") == 64
     (start,) = recorded.starts
     assert start["machine"]["threads"] == 1 and start["versions"]["torch"] and start["at_a_time"] == 1
+    assert start["load"] is None or (len(start["load"]) == 3 and min(start["load"]) >= 0)
     result = recorded.result
     assert result is not None and (result.env_steps, result.episodes, result.violated) == (72, 6, 2)
     assert result.seconds >= seconds[-1]
@@ -80,6 +83,7 @@ def test_a_run_is_recorded_whole(run: Run, drift: Path, quick: tuple[object, ...
     assert not (folder / "error.txt").exists() and (folder / "work" / "episode").read_text() == "6"
     staying = read_run(tmp_path / "out" / "synthetic-k5" / "stay" / "seed-0").result
     assert staying is not None and staying.score == pytest.approx(0.0, abs=1e-6)
+    assert staying.stay_margin == staying.min_margin == result.stay_margin != result.min_margin
     assert staying.reward == pytest.approx(staying.stay) and staying.bound == result.bound > result.reward
 
 
@@ -140,6 +144,11 @@ def test_a_killed_benchmark_goes_on(
         process.send_signal(signal.SIGKILL)
         process.wait()
     folder = tmp_path / "out" / DRIFT_FOLDER / "seed-0"
+    while True:  # its worker ends by itself
+        with contextlib.suppress(LockedError), locked(folder):
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     killed = read_run(folder)
     assert killed.result is None and killed.error is None and [row.env_steps for row in killed.rows] == [12, 24, 36, 48]
     with (folder / "curve.csv").open("a") as file:
@@ -163,7 +172,9 @@ def test_other_settings_are_refused(benchmark_of: Callable[..., Benchmark], chan
     """Before anything runs, naming what differs: a table must not mix them."""
     first = benchmark_of("stay")
     cities = first.cities()
-    assert [result is not None for _, result in run_all(first.plans(cities), cities, "cpu", workers=1)] == [True]
+    assert [result is not None for _, result in run_all(first.plans(cities), cities, "cpu", workers=1, isolated=False)] == [
+        True
+    ]
     if "budget" in changes:
         changes = {"budget": dataclasses.replace(first.budget, env_steps=84)}
     other = benchmark_of("stay", **changes)
@@ -179,6 +190,80 @@ def test_a_changed_script_is_another_algorithm(run: Run, drift: Path, quick: tup
     drift.write_text(drift.read_text() + "\n# better\n")
     told = run(*options)
     assert told.status == 2 and "source (" in told.err and "--out" in told.err
+
+
+def test_a_script_that_changes_meanwhile_fails(benchmark_of: Callable[..., Benchmark], drift: Path) -> None:
+    """After the runs were planned it is another algorithm, and its numbers are not those of the version that was asked for."""
+    benchmark = benchmark_of(f"{drift}:drift", seeds=[0, 1])
+    cities = benchmark.cities()
+    plans = benchmark.plans(cities)
+    outcomes = run_all(plans, cities, "cpu", workers=1, isolated=False)
+    assert next(outcomes)[1] is not None
+    drift.write_text(drift.read_text() + "\n# better\n")
+    assert [result for _, result in outcomes] == [None]
+    assert "drift is not what it was when the benchmark was started" in (plans[1].folder / "error.txt").read_text()
+    assert not (plans[1].folder / "run.json").exists()
+
+
+#: The first seed ends its process, others write down what they find in theirs.
+RUDE = """
+import os, sys
+from baselines import Stay
+from baselines.algorithm import register
+
+@register("rude")
+def rude(task, record):
+    if task.seed == 0:
+        os._exit(7)
+    (task.folder / "found").write_text(f"{os.getpid()} {' '.join(sys.modules)}")
+    record(Stay(task.mdp), env_steps=0, episodes=0, violated=0)
+    return Stay(task.mdp)
+"""
+
+
+def test_each_run_has_a_process_of_its_own(benchmark_of: Callable[..., Benchmark], tmp_path: Path) -> None:
+    """Also with one worker: one that ends it ends no other. What learning imports is there before its clock starts."""
+    (tmp_path / "rude.py").write_text(RUDE)
+    benchmark = benchmark_of(f"{tmp_path / 'rude.py'}:rude", seeds=[0, 1])
+    cities = benchmark.cities()
+    first, second = benchmark.plans(cities)
+    results = {plan.settings.seed: result for plan, result in run_all([first, second], cities, "cpu", workers=1, retries=0)}
+    assert results[0] is None and isinstance(results[1], Result)
+    assert "its worker was lost 1 times, last with exit code 7" in (first.folder / "error.txt").read_text()
+    process, *modules = (second.folder / "work" / "found").read_text().split()
+    assert int(process) != os.getpid()
+    assert {name for name in LIBRARIES if importlib.util.find_spec(name)} <= set(modules)
+
+
+#: Learns without a step, and saves how far it is; the first time it crashes.
+PLANNER = """
+import time
+from baselines import Stay
+from baselines.algorithm import register
+
+@register("planner")
+def planner(task, record):
+    saved, crashed = task.folder / "saved", task.folder.parent / "crashed"
+    left = True
+    while left and len(saved.read_text() if saved.exists() else "") < 4:
+        time.sleep(0.02)
+        left = record(Stay(task.mdp), env_steps=0, episodes=0, violated=0)
+        with saved.open("a") as file:
+            file.write(".")
+        if not crashed.exists() and len(saved.read_text()) == 3:
+            crashed.touch()
+            raise ArithmeticError("as planned")
+    return Stay(task.mdp)
+"""
+
+
+def test_a_planner_has_its_time_once(run: Run, quick: tuple[object, ...], tmp_path: Path) -> None:
+    """It makes no steps: what it saved tells that it goes on, and curve and time with it."""
+    (tmp_path / "planner.py").write_text(PLANNER)
+    options = ("run", "--algorithms", f"{tmp_path / 'planner.py'}:planner", *quick, "--out", tmp_path / "out")
+    assert [run(*options).status for _ in range(2)] == [1, 0]
+    seconds = [row.seconds for row in read_run(tmp_path / "out/synthetic-k5/planner/seed-0").rows]
+    assert len(seconds) == 3 and seconds == sorted(seconds) and seconds[-1] >= 3 * 0.02
 
 
 def test_a_built_in_algorithm_with_other_settings_is_another(
@@ -201,7 +286,7 @@ def test_cities_of_the_same_name_are_told_apart(benchmark_of: Callable[..., Benc
     load_scenario("synthetic", 10).save(tmp_path / "same.npz")
     built_in = benchmark_of("stay")
     cities = built_in.cities()
-    list(run_all(built_in.plans(cities), cities, "cpu", workers=1))
+    list(run_all(built_in.plans(cities), cities, "cpu", workers=1, isolated=False))
     file = benchmark_of("stay", scenarios=[str(tmp_path / "same.npz")])
     (city,) = file.cities().values()
     assert city.cells == 5
@@ -222,7 +307,7 @@ def test_a_run_belongs_to_one_process(benchmark_of: Callable[..., Benchmark], ru
     command = [sys.executable, "-u", "-c", hold]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        ((_, result),) = run_all([plan], cities, "cpu", workers=1)
+        ((_, result),) = run_all([plan], cities, "cpu", workers=1, isolated=False)
         told = run("run", "--algorithms", "stay", *quick, "--out", benchmark.out)
         holder.kill()
     assert isinstance(result, Refused) and "another process" in result.reason
@@ -335,10 +420,10 @@ def test_ctrl_c_says_how_to_go_on(run: Run, quick: tuple[object, ...], tmp_path:
     def interrupted(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("baselines.runner.find_algorithm", interrupted)
-    with pytest.raises(SystemExit, match="the same command goes on with what is missing"):
-        cli.main(["run", "--algorithms", "stay", *map(str, quick), "--out", str(tmp_path / "out")])
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("baselines.runner.find_algorithm", interrupted)
+        with pytest.raises(SystemExit, match="the same command goes on with what is missing"):
+            cli.main(["run", "--algorithms", "stay", *map(str, quick), "--out", str(tmp_path / "out")])
     assert run("run", "--algorithms", "stay", *quick, "--out", tmp_path / "out").status == 0
 
 
@@ -395,7 +480,7 @@ def test_damaged_folders_are_named(benchmark_of: Callable[..., Benchmark]) -> No
     benchmark = benchmark_of("stay")
     cities = benchmark.cities()
     (plan,) = benchmark.plans(cities)
-    list(run_all([plan], cities, "cpu", workers=1))
+    list(run_all([plan], cities, "cpu", workers=1, isolated=False))
     for name, damage in {
         "run.json": "{",
         "result.json": '{"score": 1}',
@@ -417,10 +502,15 @@ def test_numbers_survive_the_files(benchmark_of: Callable[..., Benchmark]) -> No
     """NaN is null in strict JSON and NaN again when read; every digit of a row comes back."""
     benchmark = benchmark_of("stay", scenarios=["shenzhen"])  # on so few cells staying put violates
     cities = benchmark.cities()
-    ((plan, result),) = run_all(benchmark.plans(cities), cities, "cpu", workers=1)
+    ((plan, result),) = run_all(benchmark.plans(cities), cities, "cpu", workers=1, isolated=False)
     assert result is not None and math.isnan(result.score) and result.violations > 0 and result.min_margin < 0
+    assert result.stay_margin == result.min_margin
     facts = json.loads((plan.folder / "result.json").read_text(), parse_constant=pytest.fail)
     assert facts["score"] is None and facts["fleet"] is None
     (row,) = read_run(plan.folder).rows
     assert row.reward == result.reward and row.min_margin == result.min_margin and math.isnan(row.score)
     assert os.listdir(plan.folder / "work") == []
+    del facts["stay_margin"]  # as an earlier version wrote it
+    (plan.folder / "result.json").write_text(json.dumps(facts))
+    older = read_result(plan.folder)
+    assert older is not None and older.stay_margin is None and older.stay == result.stay

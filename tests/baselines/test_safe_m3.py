@@ -93,13 +93,13 @@ def test_a_kill_before_the_last_record_costs_nothing(
     monkeypatch.setitem(algorithm._ALGORITHMS, "quick", algorithm.Algorithm("quick", learner(QUICK), "Quick"))
     benchmark = benchmark_of("quick", budget=Budget(12 * episodes, 1e6))
     cities = benchmark.cities()
-    ((plan, whole),) = run_all(benchmark.plans(cities), cities, "cpu", workers=1)
+    ((plan, whole),) = run_all(benchmark.plans(cities), cities, "cpu", workers=1, isolated=False)
     rows = read_run(plan.folder).rows
     assert whole is not None and len(rows) == episodes
     lines = (plan.folder / "curve.csv").read_text().splitlines(keepends=True)
     (plan.folder / "curve.csv").write_text("".join(lines[:-1]))
     (plan.folder / "result.json").unlink()
-    ((_, again),) = run_all([plan], cities, "cpu", workers=1)
+    ((_, again),) = run_all([plan], cities, "cpu", workers=1, isolated=False)
     assert again is not None, read_run(plan.folder).error
     assert replace(again, seconds=0.0) == replace(whole, seconds=0.0)
     assert [replace(row, seconds=0.0) for row in read_run(plan.folder).rows] == [replace(row, seconds=0.0) for row in rows]

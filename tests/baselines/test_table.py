@@ -58,7 +58,7 @@ def make(tmp_path: Path) -> Make:
 
     def write(
         algorithm: str, seed: int, rows: Sequence[Row], *, city: str = "town", out: str = "out", finished: bool = True,
-        fleet: dict[str, float] | None = None, oracle: bool = False, **settings: Any,
+        fleet: dict[str, float] | None = None, oracle: bool = False, error: str | None = None, **settings: Any,
     ) -> Path:  # fmt: skip
         folder = tmp_path / out / f"{city}-k5" / algorithm / f"seed-{seed}"
         folder.mkdir(parents=True)
@@ -70,10 +70,12 @@ def make(tmp_path: Path) -> Make:
         asked = {"algorithm": algorithm, "scenario": city, "cells": 5}
         write_start(folder, Settings(**facts | settings), label=algorithm.upper(), oracle=oracle, asked=asked, start=START)
         curve = Curve(folder / "curve.csv")
-        curve.keep_below(0)
+        curve.keep(0)
         for one in rows:
             curve.append(one)
-        if finished:
+        if error is not None:
+            (folder / "error.txt").write_text(f"Traceback ...\n{error}\n")
+        elif finished:
             judged = {
                 field: getattr(rows[-1], field) for field in ("score", "reward", "min_margin", "kl", "entropy", "violations")
             }
@@ -141,23 +143,59 @@ def test_when_most_was_learned(make: Make, tmp_path: Path) -> None:
     a, b = standings(section)
     assert (a.env_steps_learned, a.seconds_learned, a.learned, a.env_steps) == (240.0, 24.0, 2, 600.0)
     assert math.isnan(b.env_steps_learned) and b.learned == 0
+    assert re.search(r"\| +240 \(2 of 4\) \| +24\.0 \(2 of 4\) \|", markdown([a])), "a time that hides who never got there"
+    assert " - | " in markdown([b]) and "0 of 1)" not in markdown([b])
+
+
+def test_the_best_record_is_told(make: Make, tmp_path: Path) -> None:
+    """What keeping the best safe policy would give; nothing where all violate, and a bad one where there is no better."""
+    make("wanders", 0, [row(0, 0.0), row(60, 0.7), row(120, math.nan)])
+    make("wanders", 1, [row(0, math.nan), row(60, math.nan)])
+    make("worse", 0, [row(60, -2.0), row(120, -1.0), row(180, math.nan)])
+    (section,) = collect([tmp_path / "out"])
+    wanders, worse = sorted(standings(section), key=lambda one: one.algorithm)
+    assert (wanders.score, wanders.best_recorded, worse.best_recorded) == (0.0, pytest.approx(0.35), -1.0)
+    heading, _, *lines = ([cell.strip() for cell in line.split("|")] for line in markdown([wanders]).splitlines()[:3])
+    assert lines[0][heading.index("best safe record")] == "0.350"
 
 
 def test_unfinished_runs_are_listed_and_not_counted(make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace]) -> None:
-    """Neither a run that was killed nor one that failed enters any number; the table says that they exist, and why."""
+    """A run that was killed enters no number; the table says that it exists, and why."""
     make("a", 0, [row(120, 0.4)])
     make("a", 1, [row(60, 0.9)], finished=False)
-    failed = make("b", 0, [], finished=False)
-    (failed / "error.txt").write_text("Traceback ...\nZeroDivisionError: division by zero\n")
     (section,) = collect([tmp_path / "out"])
     (a,) = standings(section)
-    assert (a.score, a.seeds) == (0.4, 1)
+    assert (a.score, a.seeds, a.failed) == (0.4, 1, 0)
     told = run("table", tmp_path / "out", "--out", tmp_path / "table")
     assert told.status == 0, told.err
     for text in (told.out, (tmp_path / "table" / "leaderboard.md").read_text()):
-        assert "town-k5, A, seed 1 (60 steps): killed, or still running" in text
-        assert "town-k5, B, seed 0 (no record): failed: ZeroDivisionError: division by zero" in text
-    assert "1 of 1 runs" in text  # machines are those of finished runs
+        assert "town-k5, A, seed 1 (60 steps) does not count, killed or still running" in text
+    assert "1 of 1 runs" in text  # machines are those of runs that count
+
+
+def test_a_run_that_failed_counts_as_nothing(make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace]) -> None:
+    """As one that violates: an algorithm that crashes on its worst seeds is not rewarded, nor hidden if it always does."""
+    make("a", 0, [row(0, 0.0), row(120, 0.8, violated=2)])
+    make("a", 1, [row(0, 0.0), row(60, 0.6, violated=1)], error="MemoryError")
+    make("b", 0, [], error="ZeroDivisionError: division by zero")
+    (section,) = collect([tmp_path / "out"])
+    a, b = standings(section)
+    assert (a.score, a.safe_score, a.seeds, a.failed, a.violated_at_end) == (0.4, 0.8, 2, 1, 0)
+    assert (a.episodes, a.violated) == (15, 3), "what it did to the true world before it failed is not forgotten"
+    assert (a.env_steps, a.learned, a.best_recorded) == (120.0, 1, pytest.approx(0.7))
+    assert (b.score, b.seeds, b.failed, b.best_recorded, b.episodes) == (0.0, 1, 1, 0.0, 0) and math.isnan(b.reward)
+    curve = learning_curve(section.ended["a"])
+    assert curve.env_steps.tolist() == [0, 60, 120] and curve.score.mean.tolist() == [0.0, 0.0, 0.4], "it ends where scores do"
+    told = run("table", tmp_path / "out", "--out", tmp_path / "table")
+    assert told.status == 0, told.err
+    for text in (told.out, (tmp_path / "table" / "leaderboard.md").read_text()):
+        assert "town-k5, A, seed 1 (60 steps) counts as 0, failed: MemoryError" in text
+        assert "town-k5, B, seed 0 (no record) counts as 0, failed: ZeroDivisionError: division by zero" in text
+        assert re.search(r"\| A +\| 2 \(1 failed\) \| 0\.400 \[0\.000, 0\.800\] \| +0 of 1 \|", text)
+        assert re.search(r"\| B +\| 1 \(1 failed\) \| +0\.000 \| +- \|", text)
+    assert "3 of 3 runs" in text and " --algorithms a --scenarios town --cells 5 --seeds 2 " in text
+    shares = [line for line in csv.reader((tmp_path / "table" / "profiles.csv").read_text().splitlines()) if line[1] == "0.0"]
+    assert [line[:3] for line in shares] == [["a", "0.0", "0.5"], ["b", "0.0", "0.0"]]
 
 
 def test_only_what_compares_is_compared(make: Make, tmp_path: Path) -> None:
@@ -248,18 +286,18 @@ def test_learning_curves_hold_the_latest_record(make: Make, tmp_path: Path) -> N
     make("a", 0, [row(0, 0.0), row(120, 0.4, violated=2), row(240, 0.6, violated=2)])
     make("a", 1, [row(60, 0.2, violated=5), row(180, math.nan, violated=15)])
     (section,) = collect([tmp_path / "out"])
-    curve = learning_curve(section.finished["a"])
+    curve = learning_curve(section.ended["a"])
     assert curve.env_steps.tolist() == [60, 120, 180, 240]
     assert curve.score.mean.tolist() == pytest.approx([0.1, 0.3, 0.2, 0.3])
     assert curve.violated.tolist() == pytest.approx([5 / 5, 7 / 15, 17 / 25, 17 / 35])
     make("still", 0, [row(0, 0.3)])
-    assert math.isnan(learning_curve(collect([tmp_path / "out"])[0].finished["still"]).violated[0])
+    assert math.isnan(learning_curve(collect([tmp_path / "out"])[0].ended["still"]).violated[0])
 
 
 def test_long_learning_curves_are_thinned_out(make: Make, tmp_path: Path) -> None:
     """Few enough points to draw, the first and the last among them."""
     make("a", 0, [row(12 * i, i / 1000) for i in range(1000)])
-    curve = learning_curve(collect([tmp_path / "out"])[0].finished["a"])
+    curve = learning_curve(collect([tmp_path / "out"])[0].ended["a"])
     assert len(curve.env_steps) <= POINTS + 1 and curve.env_steps[[0, -1]].tolist() == [0, 12 * 999]
     assert curve.score.mean[-1] == pytest.approx(0.999)
 
@@ -279,7 +317,7 @@ def test_the_files_of_a_leaderboard(make: Make, tmp_path: Path, run: Callable[..
     text = page.read_text()
     cells = [cell.strip() for cell in next(line for line in text.splitlines() if "GIVEN" in line).strip("|").split("|")]
     assert cells == [
-        "GIVEN †", "6", "0.950", "0 of 6", "0.950", "-", "0", "0", "0.0", "0.0", "62.5", "18 of 60", "6 of 60",
+        "GIVEN †", "6", "0.950", "0 of 6", "0.950", "0.950", "-", "0", "0", "0.0", "0.0", "62.5", "18 of 60", "6 of 60",
     ]  # fmt: skip
     assert re.search(r"FAST +\| +6 \| +0\.6\d\d \[0\.5\d\d, 0\.[678]\d\d\]", text)  # those that differ have an interval
     assert "## All cities" in text and "Staying put earns -9.000 nats, the certified bound is -1.000." in text
@@ -365,10 +403,12 @@ def test_every_column_is_in_the_rows(make: Make, tmp_path: Path) -> None:
         make("a", seed, [row(120, 0.5, seconds=7.0)], fleet=FLEET)
     (one,) = standings(collect([tmp_path / "out"])[0])
     assert dataclasses.asdict(one) == {
-        "scenario": "town-k5", "algorithm": "a", "label": "A", "oracle": False, "seeds": 2, "commits": "abc",
+        "scenario": "town-k5", "algorithm": "a", "label": "A", "oracle": False, "seeds": 2, "failed": 0,
+        "commits": "abc", "machines": "a CPU, 2 cores, Linux; 1 thread(s) per run, 2 run(s) at a time, device cpu",
         "over_budget": 0, "score": 0.5, "score_low": 0.5, "score_high": 0.5, "violated_at_end": 0, "safe_score": 0.5,
-        "reward": -5.0, "episodes": 20, "violated": 0, "env_steps": 120.0, "env_steps_learned": 120.0, "seconds_learned": 7.0,
-        "learned": 2, "seconds": 7.0, "served_demand": 0.625, "fleets": 20, "fleets_violated": 6, "fleets_corrected": 2,
+        "best_recorded": 0.5, "reward": -5.0, "episodes": 20, "violated": 0, "env_steps": 120.0, "env_steps_learned": 120.0,
+        "seconds_learned": 7.0, "learned": 2, "seconds": 7.0, "served_demand": 0.625, "fleets": 20,
+        "fleets_violated": 6, "fleets_corrected": 2,
     }  # fmt: skip
 
 
@@ -383,6 +423,55 @@ def test_runs_of_several_commits_are_marked(make: Make, tmp_path: Path) -> None:
     text = markdown([mixed, alike])
     assert " 3 ‡ |" in text and text.count("‡") == 2 and text.endswith("\n\n‡ The runs are of more than one commit.")
     assert "‡" not in markdown([alike])
+
+
+def test_runs_of_several_machines_are_marked(make: Make, tmp_path: Path) -> None:
+    """Also of one with another number of runs at a time, which share it; seconds in a row are then not of one kind."""
+    machine = START["machine"]
+    others = [
+        {"machine": {**machine, name: value}}
+        for name, value in (("cpu", "B"), ("cores", 9), ("threads", 2), ("device", "cuda"))
+    ]
+    for seed, other in enumerate([{"at_a_time": 1}, *others]):
+        make(f"mixed-{seed}", 0, [row(120, 0.5)])
+        facts = json.loads((path := make(f"mixed-{seed}", 1, [row(120, 0.5)]) / "run.json").read_text())
+        path.write_text(json.dumps({**facts, "starts": [{**START, **other, "commit": "abc"}]}))
+    make("alike", 0, [row(120, 0.4)])
+    *mixed, alike = standings(collect([tmp_path / "out"])[0])
+    assert len(mixed) == 5
+    for one in mixed:
+        assert one.machines.count(" | ") == 1 and " 2 § |" in markdown([one])
+        assert "\n\n§ The runs differ in machine, threads or runs at a time: their seconds do not compare." in markdown([one])
+    assert "§" not in markdown([alike])
+
+
+def test_an_unsafe_zero_is_told(make: Make, tmp_path: Path) -> None:
+    """By the city's own margin, whoever was run in it: no algorithm needs to stay put for that."""
+    make("a", 0, [row(120, 0.5)])
+    sections = collect([tmp_path / "out"])
+
+    def page(margin: float | None) -> str:
+        object.__setattr__(sections[0].ended["a"][0].result, "stay_margin", margin)
+        return page_text(sections, {"town-k5": standings(sections[0])}, aggregate(sections), {})
+
+    assert "the zero of the scores is unsafe" in page(-0.01)
+    assert "unsafe" not in page(0.01).split("## town-k5")[1] and "unsafe" not in page(None).split("## town-k5")[1]
+
+
+def test_families_have_colours_of_their_own(make: Make, tmp_path: Path) -> None:
+    """All six of the benchmark, and black for who has no relatives; none takes that of another family."""
+    names = ["fluid-lp", "greedy-transport", "proportional", "rolling-lp", "safe-m3", "sb3-ppo"]
+    for name in (*names, *(f"{name}-2" for name in names), "stay", "m3-ucrl"):
+        make(name, 0, [row(0, 0.0), row(120, 0.5)])
+    (section,) = collect([tmp_path / "out"])
+    order = standings(section)
+    figure = learning(section, order).figure
+    colours: dict[str, set[str]] = {}
+    for one, axes in zip(order, figure.axes, strict=False):
+        (drawn,) = {str(line.get_color()) for line in axes.get_lines() if line.get_linewidth() == 2}
+        colours.setdefault(one.algorithm.partition("-")[0], set()).add(drawn)
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == 7 and colours["stay"] == colours["m3"] == {"#000000"}
 
 
 def test_one_seed_has_no_interval(make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace]) -> None:
@@ -429,7 +518,14 @@ def test_the_page_says_how_it_is_made(
     assert "--workers 3 --out runs/town-k5\n" in text
     assert "`town.npz` is built: [Results](results.md) for the real city, else [Your own city](own_city.md)." in text
     assert "docs/results.md" in (tmp_path / "table" / "leaderboard.md").read_text()
-    for term in ("score of the others", "demand served", "fleets that violate", "corrected", "Config.fleet"):
+    for term in (
+        "score of the others",
+        "best safe record",
+        "demand served",
+        "fleets that violate",
+        "corrected",
+        "Config.fleet",
+    ):
         assert term in INTRODUCTION
     (tmp_path / "out" / "town-k5" / "a" / "seed-0" / "result.json").unlink()
     sections = collect([Path("out")])

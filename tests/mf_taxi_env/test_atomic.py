@@ -41,6 +41,16 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_content_is_flushed_through_a_handle_that_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows others are refused; here the mode of the handle tells."""
+    fcntl = pytest.importorskip("fcntl")
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda file: modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE))
+    write(tmp_path / "metrics.json", "new")
+    assert modes == [os.O_RDWR]
+    assert (tmp_path / "metrics.json").read_text() == "new"
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     """A full disk in the middle of writing: the old content stays, the half file goes."""
     target = tmp_path / "metrics.json"

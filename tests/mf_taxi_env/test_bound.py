@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mf_taxi_env import EntropyFloor, Scenario, TaxiMDP, certified_bound, score
+from mf_taxi_env import EntropyFloor, Scenario, SwarmMDP, TaxiMDP, certified_bound, score
 from mf_taxi_env.bound import _certificate
 from mf_taxi_env.safety import (
     Constraint,
@@ -348,6 +348,26 @@ def test_infeasible_constraints_raise(make_scenario: Make, barrier: float) -> No
     mdp = TaxiMDP(make_scenario(2), constraints=(Cap((0, 1), 0.3), Cap((2, 3), 0.3)))
     with pytest.raises(ValueError, match="no distribution meets the constraints"):
         certified_bound(mdp, barrier)
+
+
+def test_a_solver_that_always_fails_raises(make_scenario: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ValueError that is promised, with the solver's own words, and no exception of CVXPY."""
+
+    def stuck(problem: Any, **options: Any) -> Any:
+        raise cp.error.SolverError("stuck")
+
+    monkeypatch.setattr(cp.Problem, "solve", stuck)
+    with pytest.raises(ValueError, match=r"the solver finds no bound under .*EntropyFloor.* with barrier=0\.1: stuck"):
+        certified_bound(world(make_scenario, 0.9), 0.1)
+
+
+def test_a_swarm_has_no_certified_bound() -> None:
+    """Said at the door, with the name of what there is for other worlds."""
+    swarm = SwarmMDP(cells=10)
+    with pytest.raises(TypeError, match=r"of a TaxiMDP alone, got .*SwarmMDP.* mf_taxi_env\.bound\.episode_score"):
+        certified_bound(swarm)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"of a TaxiMDP alone, got .*SwarmMDP"):
+        score(np.full((swarm.horizon, 10), 0.1), swarm)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", [0, 3])

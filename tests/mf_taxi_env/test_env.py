@@ -563,8 +563,13 @@ def test_unknown_arguments_raise() -> None:
         TypeError, match=r"MFTaxi-v0 got an unexpected keyword argument 'paramterization'; it has scenario, cells,"
     ):
         taxi(paramterization="cells")
-    with pytest.raises(TypeError, match="MFSwarm1D-v0 got an unexpected keyword argument 'scenario'"):
+    with pytest.raises(
+        TypeError, match=r"MFSwarm1D-v0 got an unexpected keyword argument 'scenario'; it has .*, render_mode\b"
+    ):
         make("MFSwarm1D-v0", scenario="shenzhen")
+    for name in ("MFTaxi-v0", "MFSwarm1D-v0"):
+        with pytest.raises(TypeError, match=r"argument 'backnd'; it has .*, num_envs, backend, max_episode_steps\b"):
+            gym.make_vec(name, num_envs=2, backnd="torch")
 
 
 @pytest.mark.parametrize("constraints", [EntropyFloor(0.9), "entropy", ["entropy"], (EntropyFloor,), 3])
@@ -648,6 +653,8 @@ def test_constants_made_in_a_step_serve_gradients(parameterization: str) -> None
     """What a step keeps for the next one can be used by a planner in the same process."""
     env = taxi(cells=7, noise_std=0.031, parameterization=parameterization)  # numbers that no other test has asked for
     env.reset(seed=0)
+    # A planner in float64 has come before: what is kept has to be made anew in the step.
+    env.unwrapped.parameterization.field(torch.zeros(env.action_space.shape, dtype=torch.float64))
     env.step(np.zeros(env.action_space.shape, np.float32))
     mdp, action = env.unwrapped.mdp, torch.zeros(env.action_space.shape, requires_grad=True)
     field = env.unwrapped.parameterization.field(action)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,24 @@ def test_a_cell_without_taxis_waits_no_longer_than_an_episode() -> None:
     steps = fleet_metrics(rollout([[0.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]), toy())
     assert float(steps["waiting_minutes"]) == pytest.approx(15 * 0.5)
     assert float(steps["margin"]) == math.inf and float(steps["violations"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("provenance", "minutes"),
+    [
+        ({"window": ["19:00", "22:00"], "steps": 36}, 5),
+        ({"window": ["00:00", "24:00"], "steps": 24}, 60),
+        ({"window": ["19:00", "22:00"], "steps": 1}, 15),
+        ({"window": None, "steps": 1}, 15),
+        ({"window": "evening", "steps": 12}, 15),
+        ({"window": ["19:00", "22:00"], "steps": "twelve"}, 15),
+    ],
+)
+def test_a_step_lasts_as_long_as_a_slice_of_the_trips(provenance: dict[str, Any], minutes: float) -> None:
+    """Waiting is in minutes of the steps that the city was cut into, the paper's quarter of an hour where it was not."""
+    city = replace(toy().scenario, provenance=provenance)
+    steps = fleet_metrics(rollout([[0.25, 0.5, 0.25, 0.0], [0.75, 0.25, 0.0, 0.0]]), TaxiMDP(city, horizon=1))
+    assert float(steps["waiting_minutes"]) == pytest.approx(minutes * 0.5 * (0.5 / 0.25 - 1))
 
 
 @pytest.mark.parametrize(("reach", "share"), [(0.0, 0.25), (60.0, 0.75), (80.0, 1.0)])

@@ -219,7 +219,7 @@ def test_the_description_accounts_for_every_count(write: Write) -> None:
     assert all(f"{value:,}" in text for value in facts.values())
 
 
-@pytest.mark.parametrize("zone", ["Z", "+08:00", "-0500", " +08"])
+@pytest.mark.parametrize("zone", ["Z", "+08:00", "-0500", " +08", " UTC", "GMT"])
 @pytest.mark.parametrize("day", ["2020-01-20T", "2020-01-20 ", ""])
 def test_a_zone_is_local_time_as_written(write: Write, tmp_path: Path, day: str, zone: str) -> None:
     """19:01 in Shenzhen is an evening, whatever the clock says in Greenwich."""

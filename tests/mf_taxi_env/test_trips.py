@@ -15,6 +15,7 @@ from scipy import sparse
 
 from mf_taxi_env import EntropyFloor, Scenario, TaxiMDP, certified_bound, scenario_from_trips
 from mf_taxi_env.scenarios import trips as trips_module
+from mf_taxi_env.scenarios.row_files import with_times_of_day
 from mf_taxi_env.scenarios.trips import median_smoothed
 
 pl = pytest.importorskip("polars")
@@ -227,6 +228,16 @@ def test_windows_are_half_open_and_may_pass_midnight(write: Write, window: tuple
     assert build(write(*edges, header=HEADER + ",pickup_time"), window=window).provenance["trips"] == 1
 
 
+@pytest.mark.parametrize(("start", "end"), [("19:00", "24:00"), ("19:00", "24:00:00"), ("00:00", "24:00")])
+def test_a_window_may_end_with_the_day(write: Write, start: str, end: str) -> None:
+    """At 24:00, which makes the whole day a window that can be cut into steps."""
+    hours = range(int(start[:2]), 24)
+    path = write(*timed(*[(GOOD, f"{h:02d}:00:00") for h in range(24)]), header=HEADER + ",pickup_time")
+    city = build(path, window=(start, end), steps=len(hours))
+    assert len(city.demand) == len(hours)
+    assert (city.provenance["trips"], city.provenance["rows_outside_window"]) == (len(hours), 24 - len(hours))
+
+
 def test_rows_outside_the_box_are_counted(write: Write) -> None:
     """Elsewhere is no error: pick-ups outside are left out, drop-offs outside are demand without a trip."""
     city = build(write(GOOD, "9.0,45.5,10.5,45.5", "10.5,46.5,10.5,45.5", "10.5,45.5,12.0,45.5"))
@@ -295,6 +306,28 @@ def test_swapped_coordinates_are_recognised(write: Write, west: float, south: fl
         build(write(row, row, row), box=(west, west + 0.1, south, south + 0.1))
 
 
+@pytest.mark.parametrize(("west", "south"), [(10.0, 45.0), (114.0, 22.5)])
+@pytest.mark.parametrize("bad_rows", ["raise", "drop"])
+def test_swapped_drop_offs_are_recognised(write: Write, west: float, south: float, bad_rows: str) -> None:
+    """Those alone, whether the values are possible latitudes or not."""
+    row = f"{west + 0.05},{south + 0.05},{south + 0.05},{west + 0.05}"
+    message = r"look swapped: no drop-off lies .*3 of 3 would with dropoff_lon and dropoff_lat exchanged.*'dropoff_lon': "
+    with pytest.raises(ValueError, match=message):
+        build(write(row, row, row), box=(west, west + 0.1, south, south + 0.1), bad_rows=bad_rows)
+
+
+def test_a_city_in_which_nobody_rides_is_refused(write: Write) -> None:
+    """All trips leave, over the whole window, in one of its slices, or by weight: named, instead of trips that stay put."""
+    away = "10.5,45.5,12.0,47.0"
+    with pytest.raises(ValueError, match=r"trips\.csv: none of the 2 trips that start in the box .* ends in it"):
+        build(write(away, away))
+    path = write(*timed((GOOD, "19:10:00"), (away, "20:40:00")), header=HEADER + ",pickup_time")
+    with pytest.raises(ValueError, match=r"trips\.csv: no trip that starts in the box from 20:30 to 22:00 ends in it"):
+        build(path, window=("19:00", "22:00"), steps=2)
+    with pytest.raises(ValueError, match=r"trips\.csv: no trip that starts in the box ends in it"):
+        build(write(away + ",3", GOOD + ",0", header=HEADER + ",trips"))
+
+
 def test_nothing_in_the_box_raises(write: Write) -> None:
     """The message names the file, the box and the number of rows."""
     with pytest.raises(ValueError, match=r"trips\.csv: no trip starts in the box \(10\.0, .*2 rows read, 2 outside"):
@@ -334,6 +367,9 @@ def test_smoothing_that_leaves_no_demand_raises(write: Write) -> None:
         ("steps", 3, "steps=3 .*window"),
         ("window", ("19", "25:00"), r"window .*'25:00'"),
         ("window", ("19:00", "19:00"), r"window .*empty"),
+        ("window", ("00:00", "00:00"), r"window .*empty.*\('00:00', '24:00'\)"),
+        ("window", ("24:00", "01:00"), r"window .*two times"),
+        ("window", ("19:00", "24:01"), r"window .*'24:01'"),
         ("window", ("19:00",), r"window .*two times"),
         ("entropy_floor", 1.5, "entropy_floor .*1.5"),
     ],
@@ -565,10 +601,44 @@ def test_a_zone_is_local_time_as_written(write: Write, between: str, zone: str) 
     assert (city.provenance["trips"], city.provenance["rows_outside_window"]) == (3, 2)
 
 
+TIMES = {
+    "19:05": ["19:05", "1/20/2014 19:05", "20/1/2014 19:05", "20.01.2014 19:05", "20200120T1905", "2014-01-20 19:05 GMT"],
+    "19:05:33": ["19:05:33", "2009-06-15 19:05:33 UTC", "Mon Jan 20 2014 19:05:33", "20200120T190533", "19:05:33.000Z"],
+    "19:05:33.250000001": ["2014-01-20T19:05:33.2500000019-05:00"],
+    "19:05:00": ["01/20/2014 07:05:00 PM", "7:05pm", "2014-01-20 07:05 PM UTC", "07:05:00 pm +08:00"],
+    "00:30": ["1/20/2014 12:30 AM", "0:30"],
+    "12:30": ["1/20/2014 12:30 PM", "12:30:00"],
+    "": [
+        "2014-01-20",
+        "Tue 20 Jan 2014",
+        "24:00",
+        "19:60",
+        "19:05:60",
+        "13:05 PM",
+        "0:05 AM",
+        "1905",
+        "2014-01-20 19",
+        "x19:05",
+        "",
+    ],
+}
+
+
+@pytest.mark.parametrize("expected", TIMES)
+def test_times_of_day_are_read_whatever_the_date(write: Write, expected: str) -> None:
+    """Month first or day first, in twelve hours or 24, mixed in one file: read alike, or counted as unreadable."""
+    path = write(*[f'{GOOD},"{text}"' for text in [*TIMES[expected], "01:00"]], header=HEADER + ",pickup_time")
+    times = with_times_of_day(pl.scan_csv(path, infer_schema=False), "pickup_time").collect()["pickup_time"].to_list()
+    wanted = dt.time.fromisoformat(expected[:15]) if expected else None
+    assert times == [*[wanted] * len(TIMES[expected]), dt.time(1)]
+    city = build(path, window=("00:00", "24:00"), bad_rows="drop")
+    assert city.provenance["bad_rows"] == (0 if expected else len(TIMES[""]))
+
+
 def test_a_date_alone_is_no_time(write: Write, tmp_path: Path) -> None:
     """It is not midnight: counted as unreadable in text, refused as a column's type in Parquet."""
     path = write(f"{GOOD},2014-01-01 00:10:00", f"{GOOD},2014-01-02", header=HEADER + ",pickup_time")
-    with pytest.raises(ValueError, match=r"1 of 2 rows .*1 in column 'pickup_time'.*times dates with a time of day"):
+    with pytest.raises(ValueError, match=r"1 of 2 rows .*1 in column 'pickup_time'.*times end in a time of day"):
         build(path, window=("00:00", "01:00"))
     assert build(path, window=("00:00", "01:00"), bad_rows="drop").provenance["trips"] == 1
     frame = pl.DataFrame({name: [10.5 if "lon" in name else 45.5] for name in HEADER.split(",")})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pkgutil
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,11 @@ import torch
 from mf_taxi_env import DistanceCap, EntropyFloor, FleetSimulator, Scenario, SwarmMDP, TaxiMDP, load_scenario
 from mf_taxi_env.fleet_metrics import corrected_margins
 from mf_taxi_env.information import entropy_fraction
+from mf_taxi_env.safety import scatter
 from safe_m3_agent import Config, Episode, History, SafeM3UCRL
 from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.checkpoint import CHECKPOINT_FILE, load_checkpoint
+from safe_m3_agent.hallucination import FLEET_DEVIATIONS
 from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.model.gaussian_process import GPConfig
 from safe_m3_agent.model.trip_model import TripConfig
@@ -384,11 +387,31 @@ def test_an_unsafe_first_policy_is_warned_of(world: TaxiMDP, tiny: Config) -> No
     narrow = TaxiMDP(
         world.scenario, horizon=3, noise_std=0.1, reward_timing="next", constraints=[EntropyFloor((stays + spreads) / 2)]
     )
+    agent = SafeM3UCRL(narrow, tiny)
     with pytest.warns(UserWarning, match=r"staying put, the first policy in use, violates .*first=policy"):
-        SafeM3UCRL(narrow, tiny)
+        agent.learn(1)
     assert SafeM3UCRL(narrow, tiny, first=drifting(narrow, -0.1)).learn(2).violations == 0
     with pytest.warns(UserWarning, match=r"first, the first policy in use, violates a constraint \(margin -0"):
-        SafeM3UCRL(narrow, tiny, first=drifting(narrow, 0.5))
+        SafeM3UCRL(narrow, tiny, first=drifting(narrow, 0.5)).learn(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent.learn(1)  # it was said
+
+
+def test_what_a_fleet_needs_is_needed_from_the_start(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
+    """Staying put may be safe in the mean field and not for the fleet that plans are for: that is said, too."""
+    with torch.no_grad():
+        stays = float(entropy_fraction(make_world().rollout(FieldPolicy(make_world())).mu[1:]).min())
+        world = make_world(floor=stays - 0.01)
+        start = world.rollout(FieldPolicy(world))
+        deviations = scatter(world.constraints, start.mu[1:])
+    least = FLEET_DEVIATIONS**2 * float((deviations / start.margins).square().max())  # taxis that just keep it
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SafeM3UCRL(world, replace(tiny, fleet=math.ceil(1.01 * least))).learn(1)
+    few = math.floor(0.99 * least)
+    with pytest.warns(UserWarning, match=rf"staying put, .* violates a constraint as {few:,} taxis are to keep it \(margin -"):
+        SafeM3UCRL(world, replace(tiny, fleet=few)).learn(1)
 
 
 def test_a_first_policy_of_another_kind_is_refused(world: TaxiMDP, town: TaxiMDP, tiny: Config) -> None:
@@ -434,7 +457,7 @@ def test_progress_bar_shows_the_figures(world: TaxiMDP, tiny: Config, capsys: py
 @pytest.mark.parametrize("episodes", [0, -1])
 def test_learning_nothing_is_refused(world: TaxiMDP, tiny: Config, episodes: int) -> None:
     """At least one episode."""
-    with pytest.raises(ValueError, match=f"episodes must be at least 1, got {episodes}"):
+    with pytest.raises(ValueError, match=f"episodes must be an integer >= 1, got {episodes}"):
         SafeM3UCRL(world, tiny).learn(episodes)
 
 

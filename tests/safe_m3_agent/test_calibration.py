@@ -9,22 +9,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
 from mf_taxi_env import TaxiMDP
 from mf_taxi_env.space import CUBE, TORUS
 from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.calibration import Calibration, HeldOut
+from safe_m3_agent.confidence import Confidence
 from safe_m3_agent.model.dynamics_model import Belief
 from safe_m3_agent.model.ensemble import EnsembleConfig
 
 
-def calibration(*, members: int = 10, moves: int = 24, per_episode: int = 12, delta: float = 0.1) -> Calibration:
+def calibration(*, members: int = 10, moves: int = 24, per_episode: int = 12, delta: float = 0.1, sets: int = 1) -> Calibration:
     """Of a model with ten members and one taxi."""
     like = torch.zeros(1, dtype=torch.float64)
-    return Calibration(members=members, moves=moves, per_episode=per_episode, delta=delta, like=like, dimension=2)
+    return Calibration(members=members, moves=moves, per_episode=per_episode, delta=delta, like=like, dimension=2, sets=sets)
 
 
 def drawn(
@@ -53,7 +52,11 @@ def test_nothing_seen_nothing_changed() -> None:
     """Before the first landing the factor is 1, and the width is that of the level: not what an overconfident user set."""
     fresh = calibration()
     assert fresh.tau == 1.0
-    assert fresh.width(1.0, least=0.01) == pytest.approx(stats.norm.isf(0.1 / 48)) == pytest.approx(2.865, abs=1e-3)
+    assert (
+        Confidence(0.01, fresh.quantile, fresh.tau).width
+        == pytest.approx(stats.norm.isf(0.1 / 48))
+        == pytest.approx(2.865, abs=1e-3)
+    )
 
 
 @pytest.mark.parametrize("true", [1.5, 3.0, 20.0])
@@ -79,7 +82,7 @@ def test_a_right_model_keeps_the_default_width() -> None:
         judge = calibration()
         for episode in range(6):
             judge.add(drawn(12, too_small_by=1.0, seed=100 * seed + episode))
-            changed += judge.width(judge.tau, least=3.5) != 3.5
+            changed += Confidence(3.5, judge.quantile, judge.tau).width != 3.5
     assert changed <= 0.03 * 360
 
 
@@ -87,7 +90,7 @@ def test_a_dozen_landings_raise_the_width_of_a_model_that_is_far_too_sure() -> N
     """One episode suffices to doubt a model whose errors are ten times what it claims."""
     judge = calibration()
     judge.add(drawn(12, too_small_by=10.0))
-    assert judge.width(judge.tau, least=3.5) > 10.0
+    assert Confidence(3.5, judge.quantile, judge.tau).width > 10.0
 
 
 def test_noise_is_not_taken_for_error() -> None:
@@ -121,14 +124,10 @@ def test_the_window_forgets() -> None:
     assert len(judge.held_out.residual) == 240
 
 
-@settings(max_examples=25, deadline=None)
-@given(scale=st.floats(0.01, 30.0), least=st.floats(0.0, 10.0), delta=st.floats(0.01, 0.5), n=st.integers(0, 20))
-def test_the_width_is_never_less_than_asked_for(scale: float, least: float, delta: float, n: int) -> None:
-    """Neither than the settings', nor than the level's quantile, whatever was seen; and always a number."""
-    judge = calibration(delta=delta)
-    judge.add(drawn(n, too_small_by=scale))
-    width = judge.width(judge.tau, least)
-    assert width >= max(least, judge.quantile) and math.isfinite(width)
+def test_sets_share_the_level() -> None:
+    """Two confidence sets, of motion and of trips, are left no more often together than one alone."""
+    one, two = calibration(), calibration(sets=2)
+    assert stats.norm.sf(one.quantile) == pytest.approx(2 * stats.norm.sf(two.quantile))
 
 
 # -- what counts ----------------------------------------------------------------------------------------------------------

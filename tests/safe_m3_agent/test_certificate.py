@@ -8,10 +8,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mf_taxi_env import FreeMotion, TaxiMDP
-from safe_m3_agent.certificate import Certificate, CertificateConfig, Certifier, confidence_radius
+from mf_taxi_env import FreeMotion, Grid, RegionCapacity, TaxiMDP
+from safe_m3_agent.certificate import Certificate, CertificateConfig, Certifier, within
+from safe_m3_agent.confidence import student_quantile
 from safe_m3_agent.hallucination import HallucinatedMDP
-from safe_m3_agent.model.dynamics_model import KnownModel
+from safe_m3_agent.model.dynamics_model import Belief, KnownModel
 from safe_m3_agent.model.ensemble import EnsembleConfig, ProbabilisticEnsemble
 from safe_m3_agent.planners.bptt import BPTTConfig, BPTTPlanner
 from safe_m3_agent.policy import FieldPolicy, Policy
@@ -74,7 +75,7 @@ def test_exact_model_gives_the_true_margin(make_world: Callable[..., TaxiMDP]) -
 def drawn_margins(scene: Scene, beta: float) -> torch.Tensor:
     """Worst margins under the nominal motion and 200 random ones from the boundary of the confidence set."""
     z = torch.cat([torch.zeros(1, MEMBERS), torch.randn(200, MEMBERS, generator=torch.Generator().manual_seed(7))])
-    return margins(scene, confidence_radius(beta, MEMBERS) * torch.nn.functional.normalize(z, dim=-1))
+    return margins(scene, student_quantile(beta, MEMBERS) * torch.nn.functional.normalize(z, dim=-1))
 
 
 @pytest.mark.parametrize("beta", [0.3, 0.6, 1.0])
@@ -94,7 +95,7 @@ def test_the_default_search_is_nearly_as_good(scene: Scene, beta: float) -> None
 def test_the_worst_motion_is_in_the_set_and_as_bad_as_reported(scene: Scene) -> None:
     """The direction that is handed on lies in the ball, and leads to the margin that was found."""
     certificate = certify(scene)
-    assert float(certificate.z.norm()) <= confidence_radius(3.0, MEMBERS) + 1e-4
+    assert float(certificate.z.norm()) <= student_quantile(3.0, MEMBERS) + 1e-4
     assert float(margins(scene, certificate.z)) == pytest.approx(certificate.margin, abs=1e-5)
     assert not certificate.z.requires_grad
 
@@ -113,21 +114,10 @@ def test_nominal_safety_is_not_enough(scene: Scene) -> None:
     assert not doubtful.certified and doubtful.margin < 0
 
 
-def test_the_set_is_wider_for_fewer_members() -> None:
-    """A standard deviation estimated from few members is itself in doubt: Student's quantile in place of the Gaussian's."""
-    assert confidence_radius(3.0, 10) == pytest.approx(4.0942, abs=1e-3)
-    radii = [confidence_radius(2.0, members) for members in (2, 3, 10, 100, 100_000)]
-    assert radii == sorted(radii, reverse=True)
-    assert radii[0] > 4
-    assert radii[-1] == pytest.approx(2.0, abs=1e-3)
-    assert confidence_radius(0.0, 10) == pytest.approx(0.0, abs=1e-12)
-    assert confidence_radius(3.0, 1) == 0.0
-
-
 @pytest.mark.parametrize("beta", [10.0, 40.0, 1e6])
 def test_no_doubt_is_too_large(scene: Scene, beta: float) -> None:
     """However wide the set is asked to be, its radius is a number, and a policy that it breaks is refused."""
-    assert 10.0 <= confidence_radius(beta, MEMBERS) < float("inf")
+    assert 10.0 <= student_quantile(beta, MEMBERS) < float("inf")
     assert not certify(scene, beta=beta).certified
 
 
@@ -149,7 +139,7 @@ def test_however_much_is_known_random_starts_remain(scene: Scene) -> None:
     ]
     assert [len(each) for each in starts] == [3, 8]
     assert torch.equal(starts[0], starts[1][:3]) and not starts[0][0].any()
-    torch.testing.assert_close(starts[1][1:].norm(dim=-1), torch.full((7,), confidence_radius(3.0, MEMBERS)))
+    torch.testing.assert_close(starts[1][1:].norm(dim=-1), torch.full((7,), student_quantile(3.0, MEMBERS)))
 
 
 def test_same_seed_same_certificate(scene: Scene) -> None:
@@ -179,3 +169,48 @@ def test_settings_are_validated(options: dict[str, int]) -> None:
     """A search that cannot search is refused."""
     with pytest.raises(ValueError, match="must be an integer >= 1"):
         CertificateConfig(**options)
+
+
+class Drift(KnownModel):
+    """A model that knows the motion but for a wind along the first axis: its two members disagree about nothing else."""
+
+    exact = False
+    members = 2
+
+    def __init__(self, world: TaxiMDP, wind: float) -> None:
+        super().__init__(world.motion, world.noise.std)
+        self.wind = wind
+
+    def predict(self, positions: torch.Tensor, mu: torch.Tensor, actions: torch.Tensor) -> Belief:
+        belief = super().predict(positions, mu, actions)
+        side = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]).view(2, *[1] * (actions.dim() - 1), 2)
+        return belief._replace(deviations=self.wind * side.expand(2, *actions.shape))
+
+
+def test_what_is_worst_halfway_is_found(make_world: Callable[..., TaxiMDP]) -> None:
+    """A crowd that the strongest wind blows past a forbidden strip, and half of it into the strip, gets no certificate."""
+    grid = Grid(10)
+    strip = (grid.centers()[:, 0] > 0.5) & (grid.centers()[:, 0] < 0.6)
+    world = make_world(cells=10, horizon=1, noise_std=0.03, constraints=[RegionCapacity(strip, 0.3)])
+    to_the_left = torch.stack([0.3 - world.centers[:, 0], torch.zeros(grid.size)], -1)
+    policy = FieldPolicy.of_actions(world, to_the_left)
+    strongest = 0.5 / (student_quantile(1.0, 2) * 2**0.5)
+    learned = HallucinatedMDP(world, Drift(world, strongest), 1.0)
+    ends = torch.tensor([[0.0, 0.0], [1.0, -1.0], [-1.0, 1.0]])
+    with torch.no_grad():
+        margins = learned.plausible(student_quantile(1.0, 2) / 2**0.5 * ends).rollout(policy).worst_margin
+    assert (margins > 0.1).all()
+    certificate = Certifier(CertificateConfig()).certify(learned, policy, torch.zeros(0, 2), torch.Generator().manual_seed(0))
+    assert certificate.margin < -0.2
+    assert float(certificate.z.norm()) < student_quantile(1.0, 2)
+
+
+def test_what_lies_beyond_the_set_is_drawn_back(scene: Scene) -> None:
+    """Adversaries of a wider set keep their direction; those within the set stay as they are, to the last bit."""
+    radius = student_quantile(3.0, MEMBERS)
+    directions = torch.nn.functional.normalize(torch.randn(4, MEMBERS, generator=torch.Generator().manual_seed(0)), dim=-1)
+    given = directions * torch.tensor([[0.5], [1.0], [2.0], [40.0]]) * radius
+    kept = within(scene[0], given)
+    assert torch.equal(kept[:2], given[:2])
+    torch.testing.assert_close(kept[2:], radius * directions[2:])
+    assert within(scene[0], given[:0]).shape == (0, MEMBERS)

@@ -69,7 +69,7 @@ def test_train_reports_and_records(tmp_path: Path, capsys: pytest.CaptureFixture
     out = tmp_path / "run"
     train(out)
     shown = capsys.readouterr().out
-    assert "6 x 6 cells, entropy of the fleet at least 80% of its maximum" in shown
+    assert "6 x 6 cells, entropy of the fleet at least 80 % of its maximum" in shown
     assert "No policy earns more than" in shown and "is safe" in shown
     lines = dict(line.split("  ", 1) for line in shown.splitlines() if "  " in line)
     assert {"score", "return", "violations", "smallest margin", "first certificate", "time", "run", "pictures"} <= set(lines)
@@ -347,7 +347,7 @@ def test_a_swarm_is_trained_and_evaluated(tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr().out
     floor = "--entropy-floor" in options
     assert "swarm, 8 cells of a ring" in shown and "the analytic control" in shown and "nats of" not in shown
-    assert ("entropy of the fleet at least 50% of its maximum" in shown) == floor
+    assert ("entropy of the fleet at least 50 % of its maximum" in shown) == floor
     assert {RUN_FILE, CHECKPOINT_FILE, HISTORY_FILE, "metrics.json"} <= {path.name for path in out.iterdir()}
     assert not (out / SCENARIO_FILE).exists()
     assert (out / FIGURES_FOLDER / "learning_curve.png").read_bytes().startswith(PNG)

@@ -87,7 +87,8 @@ def test_the_example_changes_every_kind_of_setting() -> None:
         ({"rounds": 1.5}, "rounds must be an integer >= 1, got 1.5"),
         ({"representative_agents": 2.5}, "representative_agents must be an integer >= 1, got 2.5"),
         ({"adversaries": True}, "adversaries must be an integer >= 0, got True"),
-        ({"growth": math.nan}, "growth must be at least 0, got nan"),
+        ({"growth": math.nan}, "growth must be a finite number >= 0, got nan"),
+        ({"growth": math.inf}, "growth must be a finite number >= 0, got inf"),
     ],
 )
 def test_settings_are_validated(options: dict[str, object], message: str) -> None:

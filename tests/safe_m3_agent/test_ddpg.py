@@ -71,6 +71,14 @@ def test_it_learns(critic: Any, threshold: float) -> None:
 # -- episodes and replay --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("critic", ["plain", "grid", "expansion"])
+def test_an_episode_may_have_one_step(make_world: Callable[..., TaxiMDP], critic: Any) -> None:
+    """Where nothing follows a step there is nothing to bootstrap from, and the plan is one all the same."""
+    world = make_world(horizon=1)
+    found = plan(DDPGPlanner(replace(QUICK, critic=critic), 0.01), known(world))
+    assert math.isfinite(found.objective)
+
+
 def test_episodes_are_those_of_the_world(world: TaxiMDP) -> None:
     """Rewards are Eq. 8a step by step, and each part of an episode leads to the next."""
     mdp, policy = known(world), FieldPolicy(world)

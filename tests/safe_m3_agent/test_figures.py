@@ -29,7 +29,9 @@ from mf_taxi_env import EntropyFloor, FleetSimulator, TaxiMDP, certified_bound, 
 from mf_taxi_env.information import entropy_fraction, kl_divergence
 from safe_m3_agent import History, SafeM3UCRL
 from safe_m3_agent.cli import main
+from safe_m3_agent.figures import finite_fleets, paper
 from safe_m3_agent.figures.city_maps import busiest, trips_from
+from safe_m3_agent.figures.drawing import Drawing
 from safe_m3_agent.figures.judged import frontier
 from safe_m3_agent.figures.paper import paper_figures
 from safe_m3_agent.figures.recorded import Group, RecordedRun, read_groups, with_floor
@@ -204,6 +206,16 @@ def test_maps_hold_the_fleets(drawn: Path, runs: Runs) -> None:
     assert float(rows[0]["longitude"]) == pytest.approx(west + (east - west) / 10)
 
 
+def test_policies_that_are_left_out_are_counted(runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Figure 2 has room for five policies: its caption tells how many more there are."""
+    kept: list[Drawing] = []
+    monkeypatch.setattr(paper, "save_drawing", lambda drawing, *_: kept.append(drawing) or [])
+    paper_figures(list(runs.values()), tmp_path, only=["2"])
+    paper_figures([runs["safe"], runs["unconstrained"]], tmp_path, only=["2"])
+    six, two = (drawing.figure.get_supxlabel() for drawing in kept)
+    assert "Not shown: 1 more policy." in six and "Not shown" not in two
+
+
 def test_trips_are_those_of_the_world(drawn: Path, runs: Runs) -> None:
     """Figure 4: the rows of the trip matrix at the busiest cells, and the moves of the policy in kilometres."""
     rows = table(drawn / "figure_4.csv")
@@ -256,6 +268,21 @@ def test_fleets_are_those_of_the_tables(drawn: Path, runs: Runs) -> None:
         executed = agent.mdp.rollout(agent.policy)
     assert float(rows[-1]["kl_mean_field"]) == pytest.approx(-float(executed.returns) / HORIZON, rel=1e-5)
     assert float(rows[-1]["enough_taxis"]) == sufficient_taxis(Subject.of(agent.mdp, agent.policy)) >= 25
+
+
+@pytest.mark.parametrize(("enough", "drawn_there"), [(5_000.0, True), (6e8, False), (math.inf, False)])
+def test_a_size_that_is_enough_leaves_the_axis_to_the_fleets(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, enough: float, drawn_there: bool
+) -> None:
+    """Figure 6a: a size near those of the fleets is a vertical line; one far beyond is told and does not stretch the axis."""
+    monkeypatch.setattr(finite_fleets, "sufficient_taxis", lambda subject: enough)
+    run = RecordedRun.read(runs["known"])
+    figure = finite_fleets.fleet_sizes([finite_fleets.FleetCurve("known", [(run.subject, run.fleets)])], "a title").figure
+    axes = figure.axes[1]
+    assert axes.get_xlim()[1] < 20 * 1000  # the largest fleet has 1,000 taxis
+    assert any(list(line.get_xdata()) == [enough, enough] for line in axes.get_lines()) == drawn_there
+    (told,) = axes.get_legend().get_texts()
+    assert ("are enough" in told.get_text(), "beyond the axis" in told.get_text()) == (enough < math.inf, enough == 6e8)
 
 
 def test_taxis_on_the_map_are_a_recorded_fleet(drawn: Path, runs: Runs) -> None:

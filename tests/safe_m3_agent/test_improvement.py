@@ -13,7 +13,8 @@ import torch
 from mf_taxi_env import EntropyFloor, TaxiMDP
 from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.barrier import BarrierConfig
-from safe_m3_agent.certificate import Certificate, CertificateConfig, Certifier, confidence_radius
+from safe_m3_agent.certificate import Certificate, CertificateConfig, Certifier
+from safe_m3_agent.confidence import Confidence, student_quantile
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.improvement import PATH_EFFORT, PATH_FALL, Decision, SafeImprovement
 from safe_m3_agent.model.dynamics_model import Belief, KnownModel
@@ -350,7 +351,7 @@ def test_refusals_leave_adversaries_to_plan_against(world: TaxiMDP, tiny: Config
     agent.learn(5)
     adversaries = agent._improvement.adversaries
     assert min(kept, 1) <= len(adversaries) <= kept and adversaries.shape[1] == 3
-    assert (adversaries.norm(dim=-1) <= confidence_radius(20.0, 3) * (1 + 1e-5)).all()
+    assert (adversaries.norm(dim=-1) <= student_quantile(20.0, 3) * (1 + 1e-5)).all()
 
 
 def test_a_refused_plan_is_a_draft_for_the_next(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,3 +415,51 @@ def test_a_plan_that_is_not_a_number_is_not_executed(
     episode = agent.learn(1)[-1]
     assert not episode.certified and agent._improvement.weight == agent.config.barrier.initial
     assert not any(parameter.any() for parameter in agent.policy.parameters())
+
+
+def test_the_margin_of_a_refused_certificate_is_told(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A candidate that passed the screen and was refused its certificate is recorded with what refused it."""
+    planned(monkeypatch, inwards(town, 0.1))
+    refusal = Certificate(-0.05, torch.zeros(2))
+    monkeypatch.setattr(Certifier, "certify", lambda *arguments: refusal)
+    decision, start, _ = decide(town, ONE_ROUND, WellLearned)
+    assert decision.policy is start and not decision.taken
+    assert decision.worst_margin == -0.05
+
+
+def test_adversaries_of_a_wider_set_are_drawn_back(world: TaxiMDP, tiny: Config) -> None:
+    """What refused candidates when the model was in doubt refuses no more than the present set does."""
+    agent = SafeM3UCRL(world, replace(tiny, beta=2.0), seed=0)
+    agent.learn(1)
+    agent._improvement.adversaries = 1e4 * torch.eye(3)[:2]
+    agent.learn(1)
+    assert len(agent._improvement.adversaries) > 0
+    largest = Confidence(2.0, agent.calibration.quantile, agent.calibration.tau).radius(3)
+    assert (agent._improvement.adversaries.norm(dim=-1) <= largest * (1 + 1e-4)).all()
+
+
+def test_a_policy_that_violates_gives_way_to_any_with_a_certificate(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the policy in use earns counts for nothing once it was seen to violate a constraint."""
+    planned(monkeypatch, inwards(town, -0.1))  # earns less than staying put
+    learned = HallucinatedMDP(town, KnownModel(town.motion, town.noise.std), 3.0)
+    for unsafe in (False, True):
+        improvement = SafeImprovement(ONE_ROUND, FieldPolicy(town), torch.zeros(0, 1))
+        decision = improvement.improve(learned, FieldPolicy(town), torch.Generator(), transitions=1, seen_unsafe=unsafe)
+        assert decision.taken is unsafe
+
+
+def test_an_agent_whose_policy_violates_does_not_wait(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data have to grow before it is planned again, unless the policy in use violates a constraint."""
+    asked = planned(monkeypatch, torch.tensor(3.0))
+    learned = HallucinatedMDP(town, WellLearned(town.motion, town.noise.std), 3.0)
+    improvement = SafeImprovement(ONE_ROUND, FieldPolicy(town), torch.zeros(0, 2))
+    for transitions, unsafe, plans in (
+        (0, True, 0),
+        (10, False, 1),
+        (11, False, 1),
+        (11, True, 2),
+        (12, False, 2),
+        (14, False, 3),
+    ):
+        improvement.improve(learned, FieldPolicy(town), torch.Generator(), transitions=transitions, seen_unsafe=unsafe)
+        assert len(asked) == plans

@@ -52,6 +52,13 @@ def with_a_child(code: int) -> int | None:
     return child.exitcode
 
 
+def unsettle() -> tuple[int, str]:
+    """Its process, and what it finds there before it leaves a mess."""
+    found = os.getpid(), str(torch.get_default_dtype())
+    torch.set_default_dtype(torch.float64)
+    return found
+
+
 def threads() -> list[str | None]:
     """What libraries are told when they are loaded."""
     return [os.environ.get(name) for name in THREADS]
@@ -130,10 +137,11 @@ def test_ray_gives_the_same(cluster: str) -> None:
 def test_an_exception_ends_its_own_job_alone(where: str, request: pytest.FixtureRequest) -> None:
     """It is told with the job's key, and the others' results are there."""
     ray = request.getfixturevalue("cluster") if where == "ray" else None
-    jobs = [Job(value, reciprocal, (value,)) for value in (1.0, 0.0, 4.0)]
+    jobs = [*(Job(value, reciprocal, (value,)) for value in (1.0, 0.0, 4.0)), Job("exit", sys.exit, (3,))]
     outcomes = {outcome.key: outcome for outcome in run_jobs(jobs, workers=1 if where == "here" else 2, ray=ray)}
     assert (outcomes[1.0].value, outcomes[4.0].value) == (1.0, 0.25)
     assert outcomes[0.0].value is None and "ZeroDivisionError" in (outcomes[0.0].error or "")
+    assert "SystemExit: 3" in (outcomes["exit"].error or "")
     assert str(JobsError([outcomes[0.0]])) == "1 jobs failed: 0.0: ZeroDivisionError: float division by zero"
 
 
@@ -154,6 +162,19 @@ def test_jobs_of_a_lost_worker_are_tried_again(where: str, tmp_path: Path, reque
     assert all(outcomes[job.key].error is None for job in JOBS)
     if where == "processes":
         assert "lost 2 times, last with exit code -9" in outcomes["always"].error
+
+
+@pytest.mark.parametrize("where", ["processes", "ray"])
+def test_isolated_jobs_share_no_process(where: str, request: pytest.FixtureRequest) -> None:
+    """Not one after the other either, with a single worker, nor with this process; one that ends its own ends no other."""
+    ray = request.getfixturevalue("cluster") if where == "ray" else None
+    jobs = [*([] if ray else [Job("gone", os._exit, (7,))]), *(Job(i, unsettle) for i in range(3 if ray else 2))]
+    outcomes = {outcome.key: outcome for outcome in run_jobs(jobs, workers=1, ray=ray, retries=0, isolated=True)}
+    assert outcomes.keys() == {job.key for job in jobs}
+    found = [outcome.value for key, outcome in outcomes.items() if key != "gone"]
+    assert len({process for process, _ in found} | {os.getpid()}) == len(found) + 1
+    assert {dtype for _, dtype in found} == {"torch.float32"} == {str(torch.get_default_dtype())}
+    assert ray or outcomes["gone"].error == "its worker was lost 1 times, last with exit code 7"
 
 
 def test_shared_arguments_come_first() -> None:

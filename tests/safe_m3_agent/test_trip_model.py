@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mf_taxi_env import EntropyFloor, Scenario, SwarmMDP, TaxiMDP
 from safe_m3_agent import Config, SafeM3UCRL
-from safe_m3_agent.certificate import Certificate, CertificateConfig, Certifier, confidence_radius
+from safe_m3_agent.certificate import Certificate, CertificateConfig, Certifier
+from safe_m3_agent.confidence import student_quantile
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.model.dynamics_model import KnownModel
 from safe_m3_agent.model.ensemble import EnsembleConfig, ProbabilisticEnsemble
@@ -129,7 +130,7 @@ def test_doubt_is_as_large_as_errors_are(make_world: Make, n: int) -> None:
         where = [float(world.demand(0) @ trips @ east) for trips in (city, model.probabilities(), *members(model))]
         scores.append((where[0] - where[1]) / np.std(where[2:], ddof=1))
     assert 0.6 < float(np.sqrt(np.mean(np.square(scores)))) < 1.5
-    assert max(map(abs, scores)) < confidence_radius(3.5, 20)
+    assert max(map(abs, scores)) < student_quantile(3.5, 20)
 
 
 def test_state_is_all_that_is_learned(make_world: Make) -> None:
@@ -196,7 +197,9 @@ def test_plausible_trips_are_a_batch_of_worlds(make_world: Make) -> None:
     world = make_world()
     ensemble = ProbabilisticEnsemble(EnsembleConfig(members=3), world.grid, world.noise.std, torch.Generator().manual_seed(0))
     mdp = HallucinatedMDP(world, ensemble, 2.0, learned(world, 50, config=TripConfig(members=4, beta=1.5)))
-    assert mdp.directions == 7 and mdp.doubts == [(3, 2.0), (4, 1.5)] and not mdp.exact
+    assert (
+        mdp.directions == 7 and mdp.doubts == [(3, student_quantile(2.0, 3)), (4, student_quantile(1.5, 4))] and not mdp.exact
+    )
     z = torch.randn(3, 7, generator=torch.Generator().manual_seed(1))
     z[1], z[2, :3] = 0.0, z[0, :3]
     policy, start = FieldPolicy(world), world.initial()
@@ -220,7 +223,7 @@ def test_the_certificate_fears_plausible_trips(make_world: Make) -> None:
         assert float(doubtful.rollout(stay).worst_margin) > 0
     refused = certify(doubtful, stay)
     assert not refused.certified and refused.margin < -0.05
-    assert float(refused.z[1:].norm()) == pytest.approx(confidence_radius(3.5, 20), rel=1e-5)
+    assert float(refused.z[1:].norm()) == pytest.approx(student_quantile(3.5, 20), rel=1e-5)
     with torch.no_grad():
         assert float(doubtful.plausible(refused.z).rollout(stay).worst_margin) == pytest.approx(refused.margin, abs=1e-5)
     assert certify(sure, stay).certified
@@ -233,7 +236,7 @@ def test_the_worst_trips_are_worse_than_any_drawn(make_world: Make) -> None:
     world = make_world(cells=6, floor=0.9, horizon=6)
     mdp, stay = known_motion(world, learned(world, 300)), FieldPolicy(world)
     z = torch.randn(200, mdp.directions, generator=torch.Generator().manual_seed(3))
-    z[:, 1:] *= confidence_radius(3.5, 20) / z[:, 1:].norm(dim=-1, keepdim=True)
+    z[:, 1:] *= student_quantile(3.5, 20) / z[:, 1:].norm(dim=-1, keepdim=True)
     with torch.no_grad():
         margins = mdp.plausible(z).rollout(stay).worst_margin
         nominal = float(mdp.rollout(stay).worst_margin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mf_taxi_env import TaxiMDP
+from mf_taxi_env import TaxiMDP, Trajectory
 from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.improvement import Decision, SafeImprovement
 from safe_m3_agent.policy import FieldPolicy
@@ -27,8 +28,10 @@ def misled(monkeypatch: pytest.MonkeyPatch, world: TaxiMDP) -> list[bool]:
     """The third improvement of an agent takes a policy that is not safe, whatever the search says; the others are its own."""
     own, asked = SafeImprovement.improve, [False]
 
-    def improve(self: SafeImprovement, learned: Any, policy: Any, generator: Any, *, transitions: int) -> Decision:
-        decision = own(self, learned, policy, generator, transitions=transitions)
+    def improve(
+        self: SafeImprovement, learned: Any, policy: Any, generator: Any, *, transitions: int, seen_unsafe: bool = False
+    ) -> Decision:
+        decision = own(self, learned, policy, generator, transitions=transitions, seen_unsafe=seen_unsafe)
         if transitions == 2 * 3 * 4 and not asked[0]:  # two episodes of three steps with four taxis
             asked[0] = True
             return Decision(crowding(world), taken=True, worst_margin=0.1)
@@ -65,20 +68,45 @@ def test_a_withdrawal_is_resumed(world: TaxiMDP, tiny: Config, misled: list[bool
 
 
 def test_a_first_policy_that_is_unsafe_is_nothing_to_go_back_to(world: TaxiMDP, tiny: Config, misled: list[bool]) -> None:
-    """Nobody has seen it safe, so the certificate's policy stays; only the unsafe start is warned of."""
+    """Nobody has seen it safe, so the certificate's policy stays; that it was refuted is told, and doubled, all the same."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        agent = SafeM3UCRL(world, replace(tiny, growth=10.0), seed=1, first=crowding(world))
-        agent.learn(3)
-    assert all(episode.violations for episode in agent.history) and misled == [True]
-    assert [str(warning.message).startswith("first, ") for warning in caught] == [True]
+        agent = SafeM3UCRL(world, replace(tiny, growth=10.0, beta=1000.0), seed=1, first=crowding(world))
+        agent.learn(4)
+    assert [episode.violations > 0 for episode in agent.history] == [True] * 4 and misled == [True]
+    assert agent.history[3].beta == 2 * agent.history[2].beta
+    first, refuted = (str(warning.message) for warning in caught)
+    assert first.startswith("first, ")
+    assert "episode 2 violated" in refuted and "stays in use, as the one before was not safe either" in refuted
 
 
-def test_widths_are_left_alone_until_a_certificate_fails() -> None:
-    """No withdrawal, no factor; then at least the level's quantile, doubled each time."""
+def test_safety_comes_before_reward(make_world: Callable[..., TaxiMDP]) -> None:
+    """From a policy that earns more than any safe one, but violates, the agent goes to one with a certificate."""
+    loose, strict = make_world(floor=0.5, horizon=6), make_world(floor=0.92, horizon=6)
+    config = Config(model="known", anew=0.0)
+    greedy = SafeM3UCRL(loose, config, seed=0)
+    greedy.learn(4)
+    with pytest.warns(UserWarning, match="first, the first policy in use, violates"):
+        history = SafeM3UCRL(strict, config, seed=0, first=greedy.policy).learn(8)
+    assert history[0].violations > 0
+    safe = [episode for episode in history if episode.violations == 0]
+    assert safe and safe[0].certified and safe[0].reward < history[0].reward
+    assert history[-1].violations == 0
+
+
+def test_sets_are_left_alone_until_a_certificate_fails() -> None:
+    """No refuted certificate, no factor; then twice as wide for each."""
     trust = Trust()
-    assert trust.width(0.01, least=2.6) == 0.01
-    trust.refuted = 1
-    assert trust.width(0.01, least=2.6) == 5.2 and trust.width(3.5, least=2.6) == 7.0
+    assert trust.factor == 1.0
     trust.refuted = 3
-    assert trust.width(3.5, least=2.6) == 28.0
+    assert trust.factor == 8.0
+
+
+def test_what_was_safe_before_is_gone_back_to() -> None:
+    """A refuted certificate is withdrawn for a policy that was seen safe, and for no other."""
+    safe, unsafe = (Trajectory(*[torch.zeros(0)] * 2, torch.tensor([[margin]]), torch.zeros(0)) for margin in (0.1, -0.1))
+    trust = Trust()
+    assert not trust.withdraws(unsafe, taken=False) and not trust.seen_safe
+    assert not trust.withdraws(unsafe, taken=True) and not trust.seen_safe and trust.refuted == 1
+    assert not trust.withdraws(safe, taken=True) and trust.seen_safe
+    assert trust.withdraws(unsafe, taken=True) and trust.seen_safe and trust.refuted == 2
