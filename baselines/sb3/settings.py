@@ -22,12 +22,16 @@ _COMMON = {"learning_rate", "gamma"}
 _ON_POLICY = _COMMON | {"n_steps", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "normalize_advantage"}
 _OFF_POLICY = _COMMON | {"buffer_size", "learning_starts", "batch_size", "tau", "train_freq", "gradient_steps"}
 
-#: Arguments of SB3's classes that are stated, all of them, so that no default of a version of SB3 decides.
+#: Of an algorithm whose actor is deterministic, the one argument that SB3's class does not have, see :class:`Settings`.
+ACTOR_DECAY = "actor_decay"
+_DETERMINISTIC = _OFF_POLICY | {ACTOR_DECAY}
+
+#: Arguments of SB3's classes that are stated, all of them, so that no default of a version of SB3 decides; and our own.
 ARGUMENTS: Mapping[ClassName, frozenset[str]] = {
     "PPO": frozenset(_ON_POLICY | {"batch_size", "n_epochs", "clip_range"}),
     "A2C": frozenset(_ON_POLICY | {"rms_prop_eps", "use_rms_prop"}),
-    "DDPG": frozenset(_OFF_POLICY),
-    "TD3": frozenset(_OFF_POLICY | {"policy_delay", "target_policy_noise", "target_noise_clip"}),
+    "DDPG": frozenset(_DETERMINISTIC),
+    "TD3": frozenset(_DETERMINISTIC | {"policy_delay", "target_policy_noise", "target_noise_clip"}),
     "SAC": frozenset(_OFF_POLICY | {"ent_coef", "target_entropy", "target_update_interval"}),
 }
 
@@ -72,7 +76,8 @@ class Settings:
         last_layer: Factor, in (0, 1], on the first weights of the actor's last layer: near 0 the policy starts by staying put.
         noise: Standard deviation of exploration in units of ``reach``, positive: the first one for PPO, A2C and SAC, which
             learn it, and that of all for DDPG and TD3.
-        model: Arguments of the class, all of :data:`ARGUMENTS` and no others.
+        model: Arguments of the class, all of :data:`ARGUMENTS` and no others. ``actor_decay``, at least 0, of DDPG and TD3:
+            so many times the actor's weights are added to their gradient before Adam scales it, which keeps tanh from its ends.
         lagrangian: A controller of the price; ``None`` keeps it.
     """
 
@@ -107,6 +112,7 @@ class Settings:
         for width in self.hidden:
             whole_number("hidden", width, least=1)
         _complete("model", self.model, ARGUMENTS[self.algorithm])
+        _number(ACTOR_DECAY, self.model.get(ACTOR_DECAY, 0.0), least=0.0)
 
 
 def read_settings(path: Path = HYPERPARAMETERS) -> dict[str, Settings]:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import stable_baselines3
@@ -23,7 +23,7 @@ from baselines.sb3 import checkpoint
 from baselines.sb3.adapter import LiftedVecEnv
 from baselines.sb3.lagrangian import PIDLagrangian, Priced
 from baselines.sb3.policy import LiftedPolicy
-from baselines.sb3.settings import Settings
+from baselines.sb3.settings import ACTOR_DECAY, Settings
 
 #: Rows of a learning curve, about.
 RECORDS = 40
@@ -108,6 +108,7 @@ def make_model(settings: Settings, envs: Priced, *, seed: int, device: torch.dev
         device: Of the networks.
     """
     arguments: dict[str, Any] = dict(settings.model)
+    decay = arguments.pop(ACTOR_DECAY, 0.0)
     activation = {"tanh": nn.Tanh, "relu": nn.ReLU}[settings.activation]
     policy: dict[str, Any] = {"net_arch": list(settings.hidden), "activation_fn": activation}
     if settings.algorithm in ("PPO", "A2C"):
@@ -123,6 +124,9 @@ def make_model(settings: Settings, envs: Priced, *, seed: int, device: torch.dev
             layer.bias.mul_(settings.last_layer)
         if settings.algorithm == "SAC":
             _last_layers(model)[1].bias.fill_(math.log(settings.noise))
+    if decay:  # optimizer_kwargs would make it the critic's, too
+        for group in cast(Any, model.policy).actor.optimizer.param_groups:
+            group["weight_decay"] = decay
     return model
 
 

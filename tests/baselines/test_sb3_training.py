@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -220,6 +220,20 @@ def test_half_a_checkpoint_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     left = checkpoint.load(tmp_path)
     assert left is not None and left[2] == progress
     assert left[0].is_file() and left[1] is not None and left[1].is_file()
+
+
+@pytest.mark.parametrize("name", ["sb3-ddpg", "sb3-td3"])
+def test_decay_is_the_actors_alone(name: str, tmp_path: Path) -> None:
+    """Critics are to follow their targets freely; and a run that goes on after a kill keeps its decay."""
+    job, settings = task(tmp_path, 240), small(name, model={"actor_decay": 0.25})
+    with pytest.raises(KilledError):
+        training.train(job, killed_at(Curve(job), 200), settings)
+    envs = Priced(LiftedVecEnv(job.mdp, 4, parameterization=settings.parameterization), 1.0)
+    new, left = training.make_model(settings, envs, seed=0, device="cpu"), training._begin(job, settings).model
+    assert left.num_timesteps > 0
+    for policy in (cast(Any, new.policy), cast(Any, left.policy)):
+        decays = [[group["weight_decay"] for group in one.optimizer.param_groups] for one in (policy.actor, policy.critic)]
+        assert decays == [[0.25], [0.0]]
 
 
 @pytest.mark.parametrize("name", ["sb3-a2c", "sb3-ddpg", "sb3-sac-cells"])
