@@ -109,6 +109,7 @@ class SafeM3UCRL:
         self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), mdp.initial().new_zeros(0, directions))
         self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
         self._trust = Trust()
+        self._asked = False  # whether the first policy is safe
 
     @property
     def planner_metrics(self) -> dict[str, float]:
@@ -170,9 +171,9 @@ class SafeM3UCRL:
             The history of all episodes so far.
         """
         episodes = whole_number("episodes", episodes, least=1)
-        if self.config.constrained and not self.history:
-            name = "staying put" if self._stays_first else "first"
-            warn_of_unsafe_start(self.mdp, self._policy, name, self.config.fleet, stacklevel=3)
+        if self.config.constrained and not (self._trust.seen_safe or self._asked):
+            self._asked, name = True, "staying put" if self._stays_first else "first"
+            warn_of_unsafe_start(self.mdp, self._improvement.first, name, self.config.fleet, stacklevel=3)
         hooks = as_callback(callback)
         with _progress_bar(episodes, shown=progress_bar) as bar, training(hooks, self):
             for _ in range(episodes):

@@ -298,10 +298,10 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_resumed_run_warns_once(tmp_path: Path) -> None:
-    """An unsafe start is said once per command, also where the agent is loaded."""
-    for options in ((), ("--resume",)):
+    """An unsafe start is said once per command that executes episodes, also where the agent is loaded."""
+    for episodes, options in ((1, ()), (3, ("--resume",))):
         with pytest.warns(UserWarning, match="staying put, the first policy in use, violates") as caught:
-            train(tmp_path / "run", "--entropy-floor", "0.999", *options, episodes=1)
+            train(tmp_path / "run", "--entropy-floor", "0.999", *options, episodes=episodes)
         assert len(caught) == 1
 
 
