@@ -29,6 +29,11 @@ class Confidence:
     tau: float = 1.0
     factor: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name, least in (("beta", 0), ("quantile", 0), ("tau", 1), ("factor", 1)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
+
     @property
     def width(self) -> float:
         """Half-width ``beta_n = factor max(beta, tau z)`` in standard deviations of the model."""

@@ -62,8 +62,6 @@ class HallucinatedMDP(MeanFieldMDP):
         trip_beta: float | Confidence | None = None,
     ) -> None:
         confidence = _confidence(beta)
-        if not confidence.width >= 0:
-            raise ValueError(f"beta must be at least 0, got {beta!r}")
         super().__init__(
             world.grid,
             horizon=world.horizon,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -49,3 +51,19 @@ def test_no_reason_for_doubt_makes_a_set_smaller(beta: float, quantile: float, t
     assert confidence.width >= max(beta, quantile)
     assert max(student_quantile(beta, members), student_quantile(quantile, members)) <= confidence.radius(members)
     assert confidence.radius(members) <= LARGEST_RADIUS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": -0.1}, "beta must be at least 0, got -0.1"),
+        ({"beta": math.nan}, "beta must be at least 0, got nan"),
+        ({"beta": 1.0, "quantile": -1.0}, "quantile must be at least 0"),
+        ({"beta": 1.0, "tau": 0.5}, "tau must be at least 1"),
+        ({"beta": 1.0, "factor": math.nan}, "factor must be at least 1"),
+    ],
+)
+def test_widths_are_validated(options: dict[str, float], message: str) -> None:
+    """What would make a set smaller than nothing, or no set, is refused by name."""
+    with pytest.raises(ValueError, match=message):
+        Confidence(**options)
