@@ -36,7 +36,7 @@ from safe_m3_agent.planners.planner import part_of
 from safe_m3_agent.policy import Policy, copied_into, fingerprint, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
-from safe_m3_agent.trust import Trust, warn_of_unsafe_start
+from safe_m3_agent.trust import Trust
 
 #: What :meth:`SafeM3UCRL.learn` calls: a callback, or a function of agent and episode that may return False to stop.
 AnyCallback = Callback | Callable[["SafeM3UCRL", Episode], object]
@@ -101,14 +101,14 @@ class SafeM3UCRL:
             delta=config.delta,
             like=mdp.initial(),
             dimension=mdp.grid.dimension,
-            sets=2 if config.learn_trips else 1,
+            sets=2 if config.learn_trips and not self.model.exact else 1,
         )
         of_trips = TripCalibration(self.calibration.quantile, config.delta) if self._calibrates else None
         self.trips = make_trip_model(config.trips, mdp, self._generator, of_trips) if config.learn_trips else None
         directions = self.model.members + (0 if self.trips is None else self.trips.members)
         self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), mdp.initial().new_zeros(0, directions))
         self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
-        self._trust = Trust()
+        self._trust = Trust(mdp, config.fleet)
         self._asked = False  # whether the first policy is safe
 
     @property
@@ -173,7 +173,7 @@ class SafeM3UCRL:
         episodes = whole_number("episodes", episodes, least=1)
         if self.config.constrained and not (self._trust.seen_safe or self._asked):
             self._asked, name = True, "staying put" if self._stays_first else "first"
-            warn_of_unsafe_start(self.mdp, self._improvement.first, name, self.config.fleet, stacklevel=3)
+            self._trust.warn_of_unsafe_start(self._improvement.first, name)
         hooks = as_callback(callback)
         with _progress_bar(episodes, shown=progress_bar) as bar, training(hooks, self):
             for _ in range(episodes):
@@ -267,7 +267,7 @@ class SafeM3UCRL:
             raise
         episode = self.history[-1]
         if self._trust.refuted > refuted:
-            self._trust.warn(number, episode.min_margin)
+            self._trust.warn(number)
         return episode
 
     def _executed(self) -> Episode:

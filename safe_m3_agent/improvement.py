@@ -98,13 +98,15 @@ class SafeImprovement:
         Raises:
             FloatingPointError: If the planner's objective is not finite.
         """
-        enough = transitions > 0 and (seen_unsafe or transitions >= (1.0 + self.config.growth) * self.planned_at)
+        certifies = self.config.constrained and self.config.certified
+        at_once = certifies and seen_unsafe
+        enough = transitions > 0 and (at_once or transitions >= (1.0 + self.config.growth) * self.planned_at)
         if not (enough or learned.exact):
             return Decision(policy, weight=self.weight)
-        if not (self.config.constrained and self.config.certified):
+        if not certifies:
             decision = self._uncertified(learned, policy, generator)
         else:
-            promised = -math.inf if seen_unsafe else _predicted_return(learned, policy)
+            promised = -math.inf if at_once else _predicted_return(learned, policy)
             decision = self._constrained(learned, policy, promised, generator, anew=self._is_due(learned, transitions))
         self.planned_at = transitions
         return decision

@@ -388,8 +388,9 @@ def test_an_unsafe_first_policy_is_warned_of(world: TaxiMDP, tiny: Config) -> No
         world.scenario, horizon=3, noise_std=0.1, reward_timing="next", constraints=[EntropyFloor((stays + spreads) / 2)]
     )
     agent = SafeM3UCRL(narrow, tiny)
-    with pytest.warns(UserWarning, match=r"staying put, the first policy in use, violates .*first=policy"):
+    with pytest.warns(UserWarning, match=r"staying put, the first policy in use, violates .*first=policy") as caught:
         agent.learn(1)
+    assert caught[0].filename == __file__
     assert SafeM3UCRL(narrow, tiny, first=drifting(narrow, -0.1)).learn(2).violations == 0
     with pytest.warns(UserWarning, match=r"first, the first policy in use, violates a constraint \(margin -0"):
         SafeM3UCRL(narrow, tiny, first=drifting(narrow, 0.5)).learn(1)

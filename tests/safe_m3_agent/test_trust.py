@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from mf_taxi_env import TaxiMDP, Trajectory
+from mf_taxi_env import EntropyFloor, TaxiMDP, Trajectory
+from mf_taxi_env.information import entropy_fraction
 from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.improvement import Decision, SafeImprovement
 from safe_m3_agent.policy import FieldPolicy
@@ -94,19 +96,44 @@ def test_safety_comes_before_reward(make_world: Callable[..., TaxiMDP]) -> None:
     assert history[-1].violations == 0
 
 
-def test_sets_are_left_alone_until_a_certificate_fails() -> None:
+def test_sets_are_left_alone_until_a_certificate_fails(world: TaxiMDP) -> None:
     """No refuted certificate, no factor; then twice as wide for each."""
-    trust = Trust()
+    trust = Trust(world)
     assert trust.factor == 1.0
     trust.refuted = 3
     assert trust.factor == 8.0
 
 
-def test_what_was_safe_before_is_gone_back_to() -> None:
+def test_what_was_safe_before_is_gone_back_to(world: TaxiMDP) -> None:
     """A refuted certificate is withdrawn for a policy that was seen safe, and for no other."""
     safe, unsafe = (Trajectory(*[torch.zeros(0)] * 2, torch.tensor([[margin]]), torch.zeros(0)) for margin in (0.1, -0.1))
-    trust = Trust()
+    trust = Trust(world)
     assert not trust.withdraws(unsafe, taken=False) and not trust.seen_safe
     assert not trust.withdraws(unsafe, taken=True) and not trust.seen_safe and trust.refuted == 1
     assert not trust.withdraws(safe, taken=True) and trust.seen_safe
     assert trust.withdraws(unsafe, taken=True) and trust.seen_safe and trust.refuted == 2
+
+
+def test_a_certificate_for_a_fleet_is_judged_as_one(world: TaxiMDP, tiny: Config, misled: list[bool]) -> None:
+    """What a fleet's margins scatter by is part of what was promised: an episode that only the mean field keeps refutes it."""
+    with torch.no_grad():
+        crowded = float(entropy_fraction(world.rollout(crowding(world)).mu[1:]).min())
+    floor = EntropyFloor(crowded - 0.001)
+    loose = TaxiMDP(world.scenario, horizon=3, noise_std=0.1, reward_timing="next", constraints=[floor])
+    agent = SafeM3UCRL(loose, replace(tiny, growth=10.0, fleet=10_000), seed=1)
+    with pytest.warns(UserWarning, match=r"violated a constraint as 10,000 taxis are to keep it \(margin -.*withdrawn"):
+        agent.learn(3)
+    assert misled == [True] and agent.history.violations == 0
+    assert not any(parameter.any() for parameter in agent.policy.parameters())
+
+
+def test_what_certifies_nothing_waits_though_it_violates(world: TaxiMDP, tiny: Config) -> None:
+    """M3-UCRL, and whoever executes every plan, violates as a rule: data have to grow before it plans again all the same."""
+    free, published = (replace(tiny, growth=10.0, **{name: False}) for name in ("constrained", "certified"))
+    for config in (free, published):
+        agent = SafeM3UCRL(world, config, seed=1, first=crowding(world))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            history = agent.learn(4)
+        assert history[0].violations > 0
+        assert [math.isnan(episode.objective) for episode in history] == [True, False, True, True]
