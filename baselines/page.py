@@ -12,6 +12,7 @@ from baselines.collected import Section
 from baselines.run_folder import RecordedRun
 from baselines.standings import Aggregate, Standing, told_machine
 from baselines.table import markdown, unfinished
+from mf_taxi_env.bound import MARGIN_TOLERANCE
 
 INTRODUCTION = """\
 Every algorithm has the same budget: it learns until it has made that many steps of the true world or used up the time,
@@ -167,7 +168,7 @@ def _world(section: Section) -> str:
     ]
     if results := [run.result for run in section.counting if run.result is not None]:
         told.append(f"Staying put earns {results[0].stay:.3f} nats, the certified bound is {results[0].bound:.3f}.")
-        unsafe = any(result.stay_margin is not None and result.stay_margin < 0 for result in results)
+        unsafe = any(result.stay_margin is not None and result.stay_margin < -MARGIN_TOLERANCE for result in results)
         told += ["**Staying put violates a constraint here: the zero of the scores is unsafe itself.**"] * unsafe
     if shown.fleet_runs:
         told.append(f"Finite fleets: {shown.fleet_runs} of {shown.taxis:,} taxis per run.")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from baselines.algorithm import Budget, Task, find_algorithm
+from baselines.algorithm import Algorithm, Budget, Task, find_algorithm
 from baselines.curve import Curve
 from baselines.judgement import Judge, judge_fleets, stay_margin
 from baselines.plans import Plan, city_world, digest
@@ -39,7 +39,7 @@ LIBRARIES = ("torch._dynamo", "torch.utils.tensorboard", "safetensors.torch", "g
 
 
 class Refused(NamedTuple):
-    """A run that was not carried out; its folder is somebody else's, and as it was."""
+    """A run that was not carried out: another process is at it, or its algorithm has changed. What is recorded is as it was."""
 
     reason: str
 
@@ -57,7 +57,7 @@ def run_all(
         execution: Where to run, see :func:`~safe_m3_agent.jobs.run_jobs`: ``workers``, ``ray``, ``retries``.
 
     Yields:
-        Each run, as soon as it is over, with its result; None where it failed, a refusal where another process is at it.
+        Each run, as soon as it is over, with its result; None where it failed, a refusal where it was not carried out.
     """
     by_folder: dict[Hashable, Plan] = {plan.folder: plan for plan in plans}
     at_a_time = "ray" if execution.get("ray") else min(execution.get("workers") or cpus(), len(plans))
@@ -95,16 +95,24 @@ def carry_out(cities: dict[str, Scenario], plan: Plan, device: str, at_a_time: i
         at_a_time: Runs at a time on this machine, for the record.
 
     Returns:
-        Why it was not carried out, where another process is at it; else nothing: the result is in its folder.
+        Why it was not carried out, where another process is at it, or the algorithm is not the one that was planned; else
+        nothing: the result is in its folder.
 
     Raises:
-        ValueError: If the algorithm recorded nothing, or is not the one that was planned.
+        ValueError: If the algorithm recorded nothing.
     """
     (plan.folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
     try:
         with locked(plan.folder):
             if not plan.finished:  # by another process meanwhile
-                _carry_out(cities[plan.scenario], plan, torch.device(device), at_a_time)
+                algorithm = find_algorithm(plan.algorithm)
+                if digest(plan.algorithm, algorithm) != plan.settings.source:
+                    return Refused(
+                        f"{plan.name}: {plan.algorithm} is not what it was when the benchmark was started: its script has "
+                        "changed since, or the settings that it is registered with have a repr that is another in every "
+                        "process; run it with another --out"
+                    )
+                _carry_out(algorithm, cities[plan.scenario], plan, torch.device(device), at_a_time)
     except LockedError as error:
         return Refused(str(error))
     return None
@@ -116,15 +124,9 @@ def _import_libraries() -> None:
             importlib.import_module(name)
 
 
-def _carry_out(city: Scenario, plan: Plan, place: torch.device, at_a_time: int | str) -> None:
+def _carry_out(algorithm: Algorithm, city: Scenario, plan: Plan, place: torch.device, at_a_time: int | str) -> None:
     folder, settings = plan.folder, plan.settings
     (folder / ERROR_FILE).unlink(missing_ok=True)
-    algorithm = find_algorithm(plan.algorithm)
-    if digest(plan.algorithm, algorithm) != settings.source:
-        raise ValueError(
-            f"{plan.algorithm} is not what it was when the benchmark was started: its script has changed since, or the settings"
-            " that it is registered with have a repr that is another in every process; run it with another --out"
-        )
     start = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "at_a_time": at_a_time,
         "load": load(), "machine": machine(place), "versions": versions(),

@@ -37,6 +37,7 @@ __all__ = [
     "gini",
     "mean_field_metrics",
     "over_runs",
+    "step_minutes",
 ]
 
 #: Length of a step, as in the paper, in a city whose trips were not cut into slices of time.
@@ -239,11 +240,14 @@ def _waiting(mu: Tensor, demand: Tensor, city: TaxiMDP) -> Tensor:
     """Minutes ``[...]`` that a request waits, were fleet ``[..., K]`` and demand ``[..., K]`` to stay as they are.
 
     In a cell a request is met with probability ``p = min(1, mu / rho)`` per step, so it waits ``1 / p - 1`` steps on average.
-    A step lasts as long as a slice of the trips' window, and 15 minutes where there are no slices.
     """
     steps = (demand / mu.clamp_min(MASS_FLOOR) - 1.0).clamp(0.0, float(city.horizon))
-    minutes = slice_minutes(city.scenario.provenance) or STEP_MINUTES
-    return minutes * (demand * steps).sum(-1)
+    return step_minutes(city) * (demand * steps).sum(-1)
+
+
+def step_minutes(city: TaxiMDP) -> float:
+    """Length of a step in minutes: that of a slice of the trips' window, and 15 where there are no slices."""
+    return slice_minutes(city.scenario.provenance) or STEP_MINUTES
 
 
 def _repositioning(mu: Tensor, city: TaxiMDP, policy: Field, t: int) -> Tensor:

@@ -27,9 +27,10 @@ RewardTiming = Literal["current", "next"]
 class TaxiMDP(ParticleMDP):
     """A fleet of taxis steered by one policy, in the mean-field limit (arXiv 2306.17052, Section 5 and Appendix D).
 
-    One step is a quarter of an hour. First passengers are served: of a cell's taxis ``min(mu, rho)`` are taken and end where
-    the city's trips end. Then the free choice: every taxi moves by the action of its cell, and Gaussian noise, truncated to the
-    city, perturbs where it arrives. The reward is ``-KL(rho || mu)``: the fleet should stand where the demand is.
+    One step is a quarter of an hour, or a slice of time where the city's trips were cut into slices. First passengers are
+    served: of a cell's taxis ``min(mu, rho)`` are taken and end where the city's trips end. Then the free choice: every taxi
+    moves by the action of its cell, and Gaussian noise, truncated to the city, perturbs where it arrives. The reward is
+    ``-KL(rho || mu)``: the fleet should stand where the demand is.
 
     Args:
         scenario: Demand, trips and the default constraint.

@@ -20,7 +20,7 @@ class WorldOptions:
         scenario: Name of a built-in scenario, or path of a .npz scenario made by `mf-taxi build`; default `shenzhen`. Cities
             only.
         cells: Cells per axis, k; default the file's own, 25 for a built-in scenario, 100 for the swarm.
-        horizon: Steps per episode; default 12 in a city, a quarter of an hour each, and 100 in the swarm.
+        horizon: Steps per episode; default 12 in a city and 100 in the swarm.
         noise_std: Standard deviation of the noise, in sides of the unit square; default 0.0175. Cities only.
         motion: The true motion, which the agent does not see; default `free`. Cities only.
         dt: Length of a step, and the variance of its noise; default 0.01. The swarm only.

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mf_taxi_env import TaxiMDP, certified_bound
+from mf_taxi_env.fleet_metrics import step_minutes
 from mf_taxi_env.render import new_figure
 from safe_m3_agent.figures.drawing import Drawing, Table
 from safe_m3_agent.figures.recorded import Group, staying_put
@@ -142,6 +143,12 @@ def safety_shown(margins: NDArray[np.float64], world: TaxiMDP, floor: float | No
 def _scale(stay: float, bound: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """From a return to a score, and back."""
     return lambda value: (value - stay) / (bound - stay), lambda value: stay + value * (bound - stay)
+
+
+def step_axis(city: TaxiMDP) -> str:
+    """What a horizontal axis of steps says."""
+    minutes = step_minutes(city)
+    return f"step of the episode, {'a quarter of an hour' if minutes == 15 else f'{minutes:g} minutes'} each"
 
 
 def certified_return(world: TaxiMDP) -> float | None:

@@ -15,7 +15,7 @@ from mf_taxi_env import TaxiMDP
 from mf_taxi_env.fleet_metrics import Estimate
 from mf_taxi_env.information import kl_divergence
 from mf_taxi_env.render import new_figure
-from safe_m3_agent.figures.curves import certified_return, safety_shown
+from safe_m3_agent.figures.curves import certified_return, safety_shown, step_axis
 from safe_m3_agent.figures.drawing import Drawing, Table
 from safe_m3_agent.figures.recorded import single_floor, staying_put
 from safe_m3_agent.figures.seeds import summary
@@ -50,23 +50,33 @@ class FleetCurve(NamedTuple):
     label: str
     policies: Sequence[tuple[Subject, Sequence[FleetEpisode]]]
 
+    @property
+    def sizes(self) -> list[int]:
+        """Fleet sizes at which all policies were evaluated, ascending."""
+        return common_sizes([episodes for _, episodes in self.policies])
+
+
+def common_sizes(evaluations: Sequence[Sequence[FleetEpisode]]) -> list[int]:
+    """Fleet sizes that occur in each of some evaluations, at least one, ascending."""
+    return sorted(set.intersection(*({one.taxis for one in episodes} for episodes in evaluations)))
+
 
 def fleet_sizes(curves: Sequence[FleetCurve], title: str) -> Drawing:
     """What fleets of different size earn, against the mean field, and how many of them keep the constraints.
 
     Args:
-        curves: At least one, all of one world.
+        curves: At least one, all of one world, each with a size at which all its policies were evaluated.
         title: Title of the picture.
     """
     world = curves[0].policies[0][0].world
     figure = new_figure((8.5, 8.0 if world.constraints else 5.6), "constrained")
     panels: list[Axes] = figure.subplots(2 if world.constraints else 1, 1, sharex=True, squeeze=False)[:, 0].tolist()
     rows: list[list[object]] = []
-    farthest = FARTHEST * max(taxis for curve in curves for taxis in _common_sizes(curve))
+    farthest = FARTHEST * max(taxis for curve in curves for taxis in curve.sizes)
     for curve, line in zip(curves, LINES, strict=False):
         limit = float(np.mean([-float(subject.executed.returns) / world.horizon for subject, _ in curve.policies]))
         enough = max(sufficient_taxis(subject) for subject, _ in curve.policies)
-        mine = [_at_size(curve, taxis) for taxis in _common_sizes(curve)]
+        mine = [_at_size(curve, taxis) for taxis in curve.sizes]
         sizes = [size.taxis for size in mine]
         style: dict[str, Any] = {
             "color": line.color,
@@ -161,11 +171,6 @@ def _at_size(curve: FleetCurve, taxis: int) -> _AtSize:
         return Estimate(float(values.mean), float(values.low), float(values.high), len(found))
 
     return _AtSize(taxis, sum(one.runs for one in found), over("kl"), over("kept"), over("corrected"))
-
-
-def _common_sizes(curve: FleetCurve) -> list[int]:
-    """Fleet sizes at which all policies of a curve were evaluated, ascending."""
-    return sorted(set.intersection(*({one.taxis for one in episodes} for _, episodes in curve.policies)))
 
 
 def _band(axes: Axes, sizes: Sequence[int], values: Sequence[Estimate], color: str) -> None:
@@ -281,7 +286,7 @@ def along_the_episode(curve: FleetCurve, title: str) -> Drawing:
         name = "smallest margin" if floor is None else "entropy of the fleet\n(share of the maximum)"
         panels[1].set_ylabel(name)
         unsafe_below(panels[1], limit, "unsafe" if floor is None else f"unsafe: below the floor of {100 * floor:g} %")
-    panels[-1].set_xlabel("step of the episode, a quarter of an hour each")
+    panels[-1].set_xlabel(step_axis(world))
     panels[-1].set_xlim(0.8, world.horizon + 0.2)
     legend_below(panels[-1], panels[0])
     crosses = " Crosses: the worst run of a step at which some run violates." if constrained else ""

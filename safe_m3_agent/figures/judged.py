@@ -11,6 +11,7 @@ from mf_taxi_env import TaxiMDP, certified_bound, score
 from mf_taxi_env.bound import MARGIN_TOLERANCE, demand_match
 from mf_taxi_env.information import entropy_fraction
 from mf_taxi_env.render import new_figure
+from safe_m3_agent.figures.curves import step_axis
 from safe_m3_agent.figures.drawing import Drawing, Table
 from safe_m3_agent.figures.recorded import Group, with_floor
 from safe_m3_agent.figures.seeds import described, summary
@@ -63,7 +64,7 @@ def judged(curves: Sequence[tuple[str, Group]], floor: float, title: str) -> Dra
     right.set_ylim(0.0, 1.1 * max([*best, *(kl for _, kl in points)]))
     right.axvspan(float(shares[0]), floor, color=RED, alpha=0.10, linewidth=0)
     right.axvline(floor, color=RED, linewidth=1.2)
-    left.set_xlabel("step of the episode, a quarter of an hour each")
+    left.set_xlabel(step_axis(world))
     left.set_ylabel("entropy of the fleet (share of the maximum)")
     left.set_title("Is the fleet spread out enough?", loc="left", fontsize="medium")
     right.set_xlabel("entropy at the worst step (share of the maximum)")

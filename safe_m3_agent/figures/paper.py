@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from safe_m3_agent.figures.city_maps import fleets, trips_and_flows
 from safe_m3_agent.figures.curves import learning, trade_off
 from safe_m3_agent.figures.drawing import save_drawing
-from safe_m3_agent.figures.finite_fleets import FleetCurve, along_the_episode, fleet_sizes
+from safe_m3_agent.figures.finite_fleets import FleetCurve, along_the_episode, common_sizes, fleet_sizes
 from safe_m3_agent.figures.fleet_sheets import fleet_map
 from safe_m3_agent.figures.judged import judged
 from safe_m3_agent.figures.plans import Missing, Plan, changes, compared, learned, name_among, what_is_kept, where
@@ -202,7 +202,7 @@ def _representatives(base: Group, groups: Sequence[Group]) -> Plan:
 
 def _fleet_sizes(base: Group, groups: Sequence[Group]) -> Plan:
     plan = _known_and_unknown(base, groups)
-    curves = [(label, group) for label, group in plan.curves if all(run.fleets for run in group.runs)]
+    curves = [(label, group) for label, group in plan.curves if common_sizes([run.fleets for run in group.runs])]
     title = f"{what_is_kept(base)}: from few taxis to the mean field"
     missing = [*plan.missing, *(one for _, group in plan.curves for one in _not_evaluated(group))]
     return Plan(curves, missing, bool(curves), lambda: fleet_sizes([_fleet_curve(*curve) for curve in curves], title))
@@ -226,6 +226,8 @@ def _fleet_curve(label: str, group: Group) -> FleetCurve:
 
 def _not_evaluated(group: Group) -> list[Missing]:
     folders = [str(run.folder) for run in group.runs if not run.fleets]
+    if not folders and not common_sizes([run.fleets for run in group.runs]):  # each at sizes of its own
+        folders = [str(run.folder) for run in group.runs]
     if not folders:
         return []
     command = shlex.join(["safe-m3", "fleet", *folders, "--taxis", *map(str, FLEET_SIZES), "--runs", "100"])

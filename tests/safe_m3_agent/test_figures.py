@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from safe_m3_agent import History, SafeM3UCRL
 from safe_m3_agent.cli import main
 from safe_m3_agent.figures import finite_fleets, paper
 from safe_m3_agent.figures.city_maps import busiest, trips_from
+from safe_m3_agent.figures.curves import step_axis
 from safe_m3_agent.figures.drawing import Drawing
 from safe_m3_agent.figures.judged import frontier
 from safe_m3_agent.figures.paper import paper_figures
@@ -351,6 +353,33 @@ def test_missing_runs_are_named_and_their_commands_make_them(
     report = paper_figures([only], tmp_path / "out", only=OF_FLEETS)
     assert "not drawn" not in report and "missing for a fuller picture" in report  # the known motion
     assert all(is_a_picture(tmp_path / "out" / f"figure_{name}.png") for name in ALL)
+
+
+def test_policies_evaluated_at_sizes_of_their_own_make_no_curve(runs: Runs, tmp_path: Path) -> None:
+    """Two seeds without a fleet size in common: what is missing is named, and the other figures are drawn all the same."""
+    copies = []
+    for name, kept in (("safe", "10"), ("safe again", "100")):
+        copies.append(tmp_path / name.replace(" ", "-"))
+        shutil.copytree(runs[name], copies[-1])
+        with (copies[-1] / FLEET_FILE).open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        with (copies[-1] / FLEET_FILE).open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(lines[0]))
+            writer.writeheader()
+            writer.writerows(line for line in lines if line["taxis"] == kept)
+    report = paper_figures(copies, tmp_path / "out", only=["6a", "6b"])
+    assert "figure 6a: not drawn, runs are missing" in report and "figure 6b: " in report
+    assert f"safe-m3 fleet {copies[0]} {copies[1]} --taxis 10 100" in report
+    assert is_a_picture(tmp_path / "out" / "figure_6b.png")
+
+
+def test_an_axis_tells_how_long_a_step_is(runs: Runs) -> None:
+    """A quarter of an hour, unless the city's trips were cut into longer or shorter slices."""
+    world = SafeM3UCRL.load(runs["known"]).mdp
+    assert isinstance(world, TaxiMDP)
+    assert step_axis(world) == "step of the episode, a quarter of an hour each"
+    hours = replace(world.scenario, provenance={"window": ("00:00", "24:00"), "steps": 24})
+    assert step_axis(TaxiMDP(hours)) == "step of the episode, 60 minutes each"
 
 
 def test_a_figure_that_lacks_the_learner_asks_for_it(runs: Runs, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mf_taxi_env import EntropyFloor, Scenario, SwarmMDP, TaxiMDP
 from safe_m3_agent import Config, SafeM3UCRL
-from safe_m3_agent.certificate import Certificate, CertificateConfig, Certifier
+from safe_m3_agent.certificate import Certificate, CertificateConfig, Certifier, within
 from safe_m3_agent.confidence import student_quantile
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.model.dynamics_model import KnownModel
@@ -190,6 +190,22 @@ def certify(mdp: HallucinatedMDP, policy: FieldPolicy, **options: int) -> Certif
 def known_motion(world: TaxiMDP, trips: TripModel | None) -> HallucinatedMDP:
     """The world whose motion is known, so that trips are the only doubt."""
     return HallucinatedMDP(world, KnownModel(world.motion, world.noise.std), 3.5, trips)
+
+
+def test_each_set_draws_back_its_own_part(make_world: Make) -> None:
+    """Of a direction of motion and trips only the part that lies outside of its set is changed."""
+    world = make_world()
+    ensemble = ProbabilisticEnsemble(EnsembleConfig(members=3), world.grid, world.noise.std, torch.Generator().manual_seed(0))
+    mdp = HallucinatedMDP(world, ensemble, 2.0, learned(world, 50, config=TripConfig(members=4, beta=1.5)))
+    motion, trips = (radius for _, radius in mdp.doubts)
+    z = torch.nn.functional.normalize(torch.randn(2, 7, generator=torch.Generator().manual_seed(0)), dim=-1) * 0.1
+    far = z.clone()
+    far[0, :3] *= 1e3
+    far[1, 3:] *= 1e3
+    kept = within(mdp, far)
+    assert torch.equal(kept[0, 3:], z[0, 3:]) and torch.equal(kept[1, :3], z[1, :3])
+    torch.testing.assert_close(kept[0, :3], motion * torch.nn.functional.normalize(z[0, :3], dim=-1))
+    torch.testing.assert_close(kept[1, 3:], trips * torch.nn.functional.normalize(z[1, 3:], dim=-1))
 
 
 def test_plausible_trips_are_a_batch_of_worlds(make_world: Make) -> None:
