@@ -205,6 +205,9 @@ def _fleet_sizes(base: Group, groups: Sequence[Group]) -> Plan:
     curves = [(label, group) for label, group in plan.curves if common_sizes([run.fleets for run in group.runs])]
     title = f"{what_is_kept(base)}: from few taxis to the mean field"
     missing = [*plan.missing, *(one for _, group in plan.curves for one in _not_evaluated(group))]
+    for _, group in plan.curves:
+        if all(run.fleets for run in group.runs) and not common_sizes([run.fleets for run in group.runs]):
+            missing.append(_to_evaluate([str(run.folder) for run in group.runs]))  # each has sizes of its own
     return Plan(curves, missing, bool(curves), lambda: fleet_sizes([_fleet_curve(*curve) for curve in curves], title))
 
 
@@ -226,9 +229,9 @@ def _fleet_curve(label: str, group: Group) -> FleetCurve:
 
 def _not_evaluated(group: Group) -> list[Missing]:
     folders = [str(run.folder) for run in group.runs if not run.fleets]
-    if not folders and not common_sizes([run.fleets for run in group.runs]):  # each at sizes of its own
-        folders = [str(run.folder) for run in group.runs]
-    if not folders:
-        return []
+    return [_to_evaluate(folders)] if folders else []
+
+
+def _to_evaluate(folders: Sequence[str]) -> Missing:
     command = shlex.join(["safe-m3", "fleet", *folders, "--taxis", *map(str, FLEET_SIZES), "--runs", "100"])
-    return [Missing(f"finite fleets of {', '.join(folders)}", command)]
+    return Missing(f"finite fleets of {', '.join(folders)}", command)
