@@ -45,7 +45,7 @@ class AimedPolicy(CellPolicy, ABC):
         super().__init__(mdp)
         self.barrier = barrier
         #: Where the fleet should stand after each step, [T, K], in float64.
-        self.target = torch.from_numpy(certified_bound(mdp, barrier).mu).to(mdp.device)
+        self.target = torch.tensor(certified_bound(mdp, barrier).mu, device=mdp.device)
         self.steering = Steering(mdp, FreeMotion() if motion is None else motion)
         self._centers = mdp.centers.double()
 

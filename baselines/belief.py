@@ -103,14 +103,23 @@ def with_least_barrier(make: Callable[[float], Policy], world: MeanFieldMDP) -> 
     while low < high:
         middle = (low + high) // 2
         left.remove(BARRIERS[middle])
-        policy = make(BARRIERS[middle])
-        if _keeps(policy, world):
+        policy = _kept(make, BARRIERS[middle], world)
+        if policy is not None:
             high, kept = middle, policy
         else:
             low = middle + 1
     if kept is None:
-        return next((policy for policy in map(make, left) if _keeps(policy, world)), None)
+        return next((policy for barrier in left if (policy := _kept(make, barrier, world)) is not None), None)
     return kept
+
+
+def _kept(make: Callable[[float], Policy], barrier: float, world: MeanFieldMDP) -> Policy | None:
+    """The policy of a weight if it keeps the constraints; None as well where there is no optimum to aim at with that weight."""
+    try:
+        policy = make(barrier)
+    except ValueError:
+        return None
+    return policy if _keeps(policy, world) else None
 
 
 def _keeps(policy: Field, world: MeanFieldMDP) -> bool:

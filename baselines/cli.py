@@ -53,7 +53,7 @@ def run(
         env_steps: Steps of the true world that a run may make.
         seconds: Time that a run may learn; evaluation does not count.
         out: Folder of all runs.
-        taxis: Size of the finite fleets that last policies are judged with; 0 for none.
+        taxis: Size of the finite fleets that final policies are judged with; 0 for none.
         fleet_runs: How many of them.
         workers: Runs at a time; default one per CPU that this process may use, and one on a GPU.
         ray: Address of a Ray cluster that carries out the runs instead, or `local` for one started here.

@@ -59,9 +59,9 @@ class Curve:
         """Drop all rows but the first so many, and write these anew."""
         self.rows = self.rows[:count]
         lines = [_COLUMNS, *(dataclasses.astuple(row) for row in self.rows)]
-        text = "".join(_line(values) for values in lines)
+        text = "".join(_line(values) for values in lines).encode()  # bytes, for a position is remembered
         with replacing(self.path) as temporary:
-            temporary.write_text(text)
+            temporary.write_bytes(text)
         self._end = len(text)
 
     def append(self, row: Row) -> None:

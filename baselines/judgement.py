@@ -15,7 +15,7 @@ from mf_taxi_env.bound import demand_match, kept, stay_return
 from mf_taxi_env.fleet_metrics import episode_metrics, fleet_metrics, over_runs
 from mf_taxi_env.fleet_policy import FleetPolicy, checked
 from mf_taxi_env.information import entropy_fraction
-from mf_taxi_env.mdp import Field, Trajectory
+from mf_taxi_env.mdp import Field, Trajectory, worst
 
 #: By how many nats a return may exceed the certified bound: more than float32 rounds in an episode, and than the margins that
 #: count as kept are worth; less than a table shows.
@@ -45,10 +45,13 @@ class Judge:
             writes to its own world changes no number.
 
     Raises:
-        ValueError: If no policy can earn more than staying put: there is nothing to score.
+        ValueError: If its rewards are of other distributions; or if no policy can earn more than staying put: there is nothing
+            to score then.
     """
 
     def __init__(self, world: TaxiMDP) -> None:
+        if world.reward_timing != "next":
+            raise ValueError(f"world must have reward_timing='next', which bound and score go by, got {world.reward_timing!r}")
         self.world = world
         self.bound = certified_bound(world)
         self.stay = stay_return(world)
@@ -75,7 +78,7 @@ class Judge:
         judgement = Judgement(
             score=score(caused, self.world),
             reward=float(executed.returns),
-            min_margin=_worst(margins),
+            min_margin=float(worst(margins.flatten())),
             kl=-demand_match(caused.double(), self.world) / self.world.horizon,
             entropy=float(entropy_fraction(caused).min()),
             violations=int((~kept(margins)).any(-1).sum()),
@@ -96,16 +99,12 @@ class Judge:
 @torch.no_grad()
 def stay_margin(world: TaxiMDP) -> float:
     """The smallest margin of an episode in which everybody stays put: below 0, a score of 0 is that of an unsafe fleet."""
-    return _worst(_margins(world.rollout(Stay(world)), world))
+    return float(worst(_margins(world.rollout(Stay(world)), world).flatten()))
 
 
 def _margins(executed: Trajectory, world: TaxiMDP) -> Tensor:
     """Margins ``[T, n_constraints]`` of an episode, in float64 as in a score: the world's own are rounded."""
     return world.margins(executed.mu[1:].double())
-
-
-def _worst(margins: Tensor) -> float:
-    return float(margins.min()) if margins.numel() else math.inf
 
 
 @torch.no_grad()

@@ -81,5 +81,5 @@ def _save_images(drawings: dict[str, Drawing], folder: Path) -> dict[str, str]:
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     return path

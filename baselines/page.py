@@ -18,9 +18,9 @@ INTRODUCTION = """\
 Every algorithm has the same budget: it learns until it has made that many steps of the true world or used up the time,
 whichever comes first; evaluation does not count. What learns nothing ends at once: staying put, a random field and the
 classical oracles. What is under way when the budget ends is carried to its end; runs that used more than 1.2 times their
-steps or seconds that way are marked *over budget*. The last policy is judged in the true mean field and with finite fleets.
+steps or seconds that way are marked *over budget*. The final policy is judged in the true mean field and with finite fleets.
 
-- **score**: share of the possible, 0 = staying put, 1 = certified bound; interquartile mean over seeds with its 95 % bootstrap
+- **score**: normalised return, 0 = staying put, 1 = certified bound; interquartile mean over seeds with its 95 % bootstrap
   interval. A final policy that violates a constraint has no score and counts as 0, what the fleet earns if it is not used
   and everybody stays put, which has to be safe itself; *violate at the end* says how many do, and *score of the others* is
   that of the runs whose final policy keeps the constraints. A run that failed has no policy, and counts as 0, too.

@@ -68,7 +68,7 @@ class Benchmark:
         cells: Cells per axis that cities are brought to.
         budget: How long each run may learn.
         out: Folder of all runs.
-        taxis: Size of the fleets that last policies are judged with; 0 for none.
+        taxis: Size of the fleets that final policies are judged with; 0 for none.
         fleet_runs: How many of them; 0 for none.
         device: torch device.
     """
@@ -93,8 +93,8 @@ class Benchmark:
         if math.isinf(self.budget.seconds):
             raise ValueError("seconds must be finite, got inf")
         try:
-            torch.zeros(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:  # torch raises either, depending on how it was built
+            torch.zeros(1, dtype=torch.float64, device=self.device)  # the judge's precision, which not every device has
+        except (RuntimeError, AssertionError, TypeError) as error:  # torch raises any, depending on how it was built
             raise ValueError(f"device {self.device!r} is not usable here: {str(error).splitlines()[0]}") from error
 
     def cities(self) -> dict[str, Scenario]:

@@ -38,7 +38,7 @@ class Settings:
         env_steps: Budget, see :class:`~baselines.algorithm.Budget`.
         seconds: Budget.
         device: Kind of device, such as ``"cpu"``.
-        taxis: Size of the fleets that the last policy is judged with; 0 for none.
+        taxis: Size of the fleets that the final policy is judged with; 0 for none.
         fleet_runs: How many of them; 0 for none.
     """
 
@@ -130,7 +130,7 @@ def read_run(folder: Path) -> RecordedRun:
         facts["starts"],
         Curve(folder / CURVE_FILE).rows,
         read_result(folder),
-        error.read_text() if error.exists() else None,
+        error.read_text(encoding="utf-8") if error.exists() else None,
     )
 
 
@@ -209,7 +209,7 @@ class LockedError(ValueError):
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """While the block runs no other process may do so for the same folder; a killed process lets go.
+    """While the block runs no other process may do so for the same folder, but on Windows; a killed process lets go.
 
     Two benchmarks may be told to write one folder, from two machines even.
 

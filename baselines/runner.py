@@ -80,7 +80,7 @@ def _leave(error: str, plan: Plan) -> None:
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
         with replacing(plan.folder / ERROR_FILE) as temporary:
-            temporary.write_text(error.rstrip() + "\n")
+            temporary.write_text(error.rstrip() + "\n", encoding="utf-8", errors="backslashreplace")
     except OSError as refusal:
         print(f"baselines: {plan.name} failed, and {ERROR_FILE} cannot be written: {refusal}\n{error}", file=sys.stderr)
 

@@ -40,12 +40,16 @@ def estimate(strata: Sequence[Sequence[float]], seed: int = 0) -> Summary:
         Numbers without dimensions; NaN where there are no values, and for the interval where a task has only one: what seeds
         differ by is not known there, and a bootstrap would say that they do not.
 
+    Raises:
+        ValueError: If a value is NaN. A policy that violates has no score; the leaderboard counts it as 0, see
+            :func:`~baselines.collected.counted`.
+
     Example:
         >>> mean, low, high = estimate([[0.0, 1.0, 2.0, 9.0]])  # the outer quarters do not count
         >>> float(mean), bool(low < mean < high)
         (1.5, True)
     """
-    given = [np.asarray(values, dtype=np.float64) for values in strata if len(values)]
+    given = _numbers(strata)
     if not given:
         nothing = np.array(math.nan)
         return Summary(nothing, nothing, nothing)
@@ -70,14 +74,25 @@ def performance_profile(strata: Sequence[Sequence[float]], levels: Values, seed:
 
     Returns:
         Shares ``[n]``; the interval is NaN where a task has only one run.
+
+    Raises:
+        ValueError: If a score is NaN, as in :func:`estimate`.
     """
-    given = [np.asarray(values, dtype=np.float64) for values in strata if len(values)]
+    given = _numbers(strata)
     samples = resampled(given, seed)
     # Level by level: all at once would hold resamples x runs x levels numbers.
     shares = np.stack([(samples > level).mean(1) for level in levels], axis=1)
     every = np.concatenate(given)
     low, high = _interval(shares, given)
     return Summary((every[:, None] > levels).mean(0), low, high)
+
+
+def _numbers(strata: Sequence[Sequence[float]]) -> list[Values]:
+    """The tasks that have values; sorting would take a NaN for the largest of them."""
+    given = [np.asarray(values, dtype=np.float64) for values in strata if len(values)]
+    if any(np.isnan(values).any() for values in given):
+        raise ValueError(f"values must be numbers, got {strata!r}: count what has no score first, as 0 for instance")
+    return given
 
 
 def _interval(samples: Values, strata: Sequence[Values]) -> tuple[Values, Values]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from baselines.aiming import SolvedPolicy
 from mf_taxi_env import Motion, TaxiMDP
-from mf_taxi_env.wasserstein import PIVOTS
+from mf_taxi_env.wasserstein import PIVOTS, pot
 
 
 class GreedyTransport(SolvedPolicy):
@@ -44,23 +42,15 @@ class GreedyTransport(SolvedPolicy):
     """
 
     def __init__(self, mdp: TaxiMDP, motion: Motion | None = None, *, barrier: float = 0.0) -> None:
-        self._ot = _pot()
+        pot()  # not installed: told now, not in an episode
         super().__init__(mdp, motion, barrier=barrier)
         self._places = self._centers.cpu().numpy()
         self._cost = np.square(self._places[:, None] - self._places).sum(-1)
 
     def solve(self, mu: NDArray[np.float64], t: int) -> NDArray[np.float64]:
         goal = self.target[min(t, len(self.target) - 1)].cpu().numpy()
-        plan = self._ot.emd(mu / mu.sum(), goal / goal.sum(), self._cost, numItermax=PIVOTS)
+        plan = pot().emd(mu / mu.sum(), goal / goal.sum(), self._cost, numItermax=PIVOTS)
         mass = plan.sum(1, keepdims=True)
         there = np.divide(plan @ self._places, mass, out=self._places.copy(), where=mass > 0)  # nobody's destination is any
         shifts: NDArray[np.float64] = there - self._places
         return shifts
-
-
-def _pot() -> Any:
-    try:
-        import ot
-    except ImportError as error:
-        raise ImportError("Optimal transport needs POT: pip install 'safe-m3-taxi[transport]'") from error
-    return ot

@@ -91,7 +91,7 @@ _BOUNDS: WeakKeyDictionary[TaxiMDP, dict[float, Bound]] = WeakKeyDictionary()
 
 
 def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
-    """The share of the possible that a policy reached: 0 is staying put, 1 the certified bound.
+    """The normalised return of a policy: 0 is staying put, 1 the certified bound.
 
     ``(R - R_stay) / (R* - R_stay)`` with ``R`` the sum of ``-KL(rho || mu_t)`` over the distributions ``mu_1 .. mu_T`` that the
     policy caused, ``R_stay`` that of staying put in the same world and ``R*`` the constrained bound.
@@ -118,6 +118,7 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
         raise ValueError("distributions must be non-negative and sum to one in every row")
     if not bool(kept(mdp.margins(mu)).all()):
         return math.nan
+    mu = mu / mu.sum(-1, keepdim=True)  # float32 rounds
     bound = certified_bound(mdp)
     with torch.no_grad():
         stay = demand_match(mdp.rollout(_ConstantField(torch.zeros_like(mdp.centers))).mu[1:].double(), mdp)
@@ -143,7 +144,7 @@ def kept(margins: Tensor) -> Tensor:
 
 
 def episode_score(episode: Trajectory, mdp: MeanFieldMDP) -> float:
-    """The share of the possible that an episode reached, where it is known what is possible: 0 is staying put.
+    """The normalised return of an episode, where it is known what is possible: 0 is staying put.
 
     - In a city: :func:`score`, 1 is the certified bound.
     - In an unconstrained swarm: ``(R - R_stay) / (R_* - R_stay)`` with returns ``R``, of staying put ``R_stay`` and of the
@@ -261,7 +262,10 @@ def _optimum(
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Solution may be inaccurate")
         problem.solve(solver=cp.CLARABEL)
-    if problem.status not in ("optimal", "optimal_inaccurate") or masses.value is None:
+    if problem.status in ("infeasible_inaccurate", "unbounded", "unbounded_inaccurate"):  # neither can be
+        raise cp.error.SolverError(f"solver status {problem.status}")
+    # "user_limit": out of iterations. How good what it has is, the certificate says.
+    if problem.status not in ("optimal", "optimal_inaccurate", "user_limit") or masses.value is None:
         raise ValueError(f"no distribution meets the constraints {mdp.constraints} (solver status: {problem.status})")
     solution = np.clip(unit * masses.value, 1e-12, None)
     solution /= solution.sum()

@@ -34,7 +34,7 @@ def scenarios(cells: int = 25) -> None:
     """List the built-in cities.
 
     Args:
-        cells: Cells per axis of the grid that the figures are for.
+        cells: Cells per axis; entropies depend on it.
     """
     rows = [("name", "demand entropy", "entropy floor", "area")]
     for name in list_scenarios():
@@ -75,9 +75,9 @@ def build(
         cells: Cells per axis.
         window: Local times of day of the pick-ups to keep, such as 19:00 22:00; may pass midnight; 00:00 24:00 is the
             whole day.
-        steps: Slices of the window, equal in time, each with its own demand and trips: one per step of an episode, whose
-            length in minutes is the slice's.
-        smoothing: Odd side of the median filter over the demand, in cells; 1 for none.
+        steps: Slices of the window, equal in time, each with its own demand and trips: one per step. An episode has 12 steps
+            unless --horizon of safe-m3, or horizon in Python, says otherwise.
+        smoothing: Width of the median filter over the demand in cells, odd; 1 for none.
         columns: What the file calls one of our columns, such as pickup_lon=start_lng; repeat it for more.
             Ours are pickup_lon, pickup_lat, dropoff_lon, dropoff_lat, pickup_time and trips (a count per row).
         source_cell: Width and height in degrees of the source's cells, where its coordinates are the centres of cells.
@@ -125,7 +125,7 @@ def trips(
         out: Trip file to write for `build`: .csv or .parquet.
         columns: What the file calls one of our columns, such as taxi=vehicle; repeat it for more.
             Ours are taxi, time, lon, lat and occupied (0 or 1).
-        max_gap: Longest time between two positions of a taxi; a trip with a longer one is left out.
+        max_gap: Longest time between two positions of a taxi; a trip with a longer gap is left out.
         bad_rows: Refuse a file with unreadable or impossible values, or leave such rows out and count them.
         overwrite: Replace an existing trip file.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mf_taxi_env.checks import whole_number
 from mf_taxi_env.destinations import Destinations, where
-from mf_taxi_env.fleet_policy import FleetPolicy, KnowsItsField, by_position, checked
+from mf_taxi_env.fleet_policy import FleetPolicy, by_position, checked, offered
 from mf_taxi_env.information import MASS_FLOOR
 from mf_taxi_env.mdp import ParticleMDP
 from mf_taxi_env.odometer import Kilometres, Odometer
@@ -99,7 +99,7 @@ class FleetSimulator:
         points = torch.empty((self.n_taxis, self.mdp.grid.dimension), dtype=self.mdp.dtype, device=self.device)
         for block in self._blocks:
             points[block] = self._somewhere_in(cells[block])
-        self.positions = points
+        self._place(points)
         self._served = self._begun = False
         self._occupied = torch.zeros(self.n_taxis, dtype=torch.bool, device=self.device)
         self._carried = self._odometer()
@@ -114,6 +114,12 @@ class FleetSimulator:
 
     @positions.setter
     def positions(self, points: Tensor) -> None:
+        shape = (self.n_taxis, self.mdp.grid.dimension)
+        if points.shape != shape or not bool(((points >= 0) & (points <= 1)).all()):
+            raise ValueError(f"positions must have shape {shape} and lie in [0, 1], got {points!r}")
+        self._place(points.to(self.device, self.mdp.dtype))
+
+    def _place(self, points: Tensor) -> None:
         self._positions = points
         self._cells = torch.empty(len(points), dtype=torch.int64, device=points.device)
         for block in self._blocks:
@@ -248,8 +254,9 @@ class FleetSimulator:
         )
 
     def _chooser(self, policy: FleetPolicy, mu: Tensor, t: int) -> Callable[[slice, Tensor], Tensor]:
-        if self.resolution == "cell" and isinstance(policy, KnowsItsField):
-            field = checked(policy.field(mu, t), self.mdp.centers.shape, t)
+        of_cells = offered(policy, "field")
+        if self.resolution == "cell" and of_cells:
+            field = checked(of_cells(mu, t), self.mdp.centers.shape, t)
             return lambda block, start: field.index_select(0, self._cells[block])
         act = by_position(policy, mu, t)
         return lambda block, start: act(start)

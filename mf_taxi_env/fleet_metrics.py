@@ -16,7 +16,7 @@ from mf_taxi_env.finite_samples import corrected_margins, entropy_bias, fleet_si
 from mf_taxi_env.fleet import FleetRollout
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.information import MASS_FLOOR, entropy_fraction
-from mf_taxi_env.mdp import Field, Trajectory
+from mf_taxi_env.mdp import Field, Trajectory, broken, worst
 from mf_taxi_env.scenarios.city import box_km
 from mf_taxi_env.scenarios.trips import slice_minutes
 from mf_taxi_env.taxi import TaxiMDP
@@ -155,11 +155,11 @@ def _of_distributions(mu: Tensor, city: TaxiMDP, settings: MetricSettings, taxis
         "gini": gini(after, city.grid, min(settings.districts, city.grid.cells)),
         "entropy": entropy_fraction(after),
         "kl": torch.stack([city.target_kl(after[t], t) for t in range(len(after))]),
-        "margin": _worst(margins),
-        "violations": _broken(margins),
-        "corrected_margin": _worst(corrected),
+        "margin": worst(margins),
+        "violations": broken(margins).to(mu.dtype),
+        "corrected_margin": worst(corrected),
         # A correction that is not known leaves open whether the margin is kept.
-        "corrected_violations": torch.where(corrected.isnan().any(-1), math.nan, _broken(corrected)),
+        "corrected_violations": torch.where(corrected.isnan().any(-1), math.nan, broken(corrected).to(mu.dtype)),
     }
     if settings.residents is not None:
         steps["residents_in_reach"] = _in_reach(covered, city, settings)
@@ -271,11 +271,3 @@ def _in_reach(covered: Tensor, city: TaxiMDP, settings: MetricSettings) -> Tenso
 
 def _sides(city: TaxiMDP) -> Tensor:
     return city.centers.new_tensor(box_km(city.scenario.box))
-
-
-def _worst(margins: Tensor) -> Tensor:
-    return margins.amin(-1) if margins.shape[-1] else margins.new_full(margins.shape[:-1], math.inf)
-
-
-def _broken(margins: Tensor) -> Tensor:
-    return (~(margins >= 0)).any(-1).to(margins.dtype)  # a margin that is no number is not kept

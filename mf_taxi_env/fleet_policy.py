@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,21 +25,16 @@ class FleetPolicy(Protocol):
         ...
 
 
-@runtime_checkable
-class KnowsItsField(Protocol):
-    """A policy that gives the actions at the cell centres."""
-
-    def field(self, mu: Tensor, t: int) -> Tensor: ...
-
-
-@runtime_checkable
-class _ActsAtPositions(Protocol):
-    def at(self, mu: Tensor, t: int) -> Callable[[Tensor], Tensor]: ...
+def offered(policy: FleetPolicy, name: str) -> Callable[[Tensor, int], Any] | None:
+    """A method ``name(mu, t)`` of a policy, where it has one; data of that name is none."""
+    method = getattr(policy, name, None)
+    return method if callable(method) else None
 
 
 def by_position(policy: FleetPolicy, mu: Tensor, t: int) -> Callable[[Tensor], Tensor]:
     """The policy of step ``t`` as a function from positions ``[n, d]`` to actions ``[n, d]``, asked in chunks and checked."""
-    ask = policy.at(mu, t) if isinstance(policy, _ActsAtPositions) else lambda positions: policy(positions, mu, t)
+    at = offered(policy, "at")
+    ask = at(mu, t) if at else lambda positions: policy(positions, mu, t)
 
     def act(positions: Tensor) -> Tensor:
         size = POLICY_CHUNK.get(positions.device.type, POLICY_CHUNK["cuda"])
@@ -60,5 +55,5 @@ def checked(actions: Tensor, shape: torch.Size, t: int) -> Tensor:
     # NaN compares false, so it is refused as well.
     if not bool(torch.maximum(high, -low) <= 1.0):
         wrong = float(actions[~(actions.abs() <= 1.0)][0])
-        raise ValueError(f"actions must be finite and lie in [-1, 1], got {wrong:g} at step {t}")
+        raise ValueError(f"actions must be finite and lie in [-1, 1], got {wrong!r} at step {t}")
     return actions

@@ -50,15 +50,22 @@ class Trajectory(NamedTuple):
     @property
     def worst_margin(self) -> Tensor:
         """Smallest margin over steps and constraints ``[...]``; infinite without constraints."""
-        flat = self.margins.flatten(-2)
-        if flat.shape[-1] == 0:
-            return flat.new_full(flat.shape[:-1], torch.inf)
-        return flat.amin(-1)
+        return worst(self.margins.flatten(-2))
 
     @property
     def violations(self) -> Tensor:
         """Number of steps ``[...]`` at which some constraint is violated."""
-        return (~(self.margins >= 0)).any(-1).sum(-1)  # a margin that is no number is not kept
+        return broken(self.margins).sum(-1)
+
+
+def worst(margins: Tensor) -> Tensor:
+    """Smallest of the margins ``[..., n]``, ``[...]``; infinite where there are none."""
+    return margins.amin(-1) if margins.shape[-1] else margins.new_full(margins.shape[:-1], torch.inf)
+
+
+def broken(margins: Tensor) -> Tensor:
+    """Whether some constraint is violated, ``[...]``, by its margin ``[..., n]``; one that is no number is not kept."""
+    return (~(margins >= 0)).any(-1)
 
 
 class MeanFieldMDP(ABC):
@@ -250,7 +257,7 @@ class ParticleMDP(MeanFieldMDP):
 
 def _margin(constraint: Constraint, mu: Tensor, log_mu: Tensor | None) -> Tensor:
     """The margin, from the logarithm of the masses where that is given and of use to the constraint."""
-    if log_mu is not None and isinstance(constraint, EntropyFloor):
+    if log_mu is not None and type(constraint) is EntropyFloor:  # a subclass may have a margin of its own
         return constraint.margin(mu, log_mu)
     return constraint.margin(mu)
 

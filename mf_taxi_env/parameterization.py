@@ -91,10 +91,10 @@ class BilinearField(Parameterization):
         if self._weights.device != parameters.device or self._weights.dtype != parameters.dtype:
             with torch.inference_mode(False):  # usable with gradients even if first asked for in inference
                 self._weights = self.weights(_centers(self.grid, parameters.dtype, parameters.device))
-        return self._weights @ self._nodes(parameters)
+        return (self._weights @ self._nodes(parameters)).clamp(-1.0, 1.0)  # a sum of weights may round to more than one
 
     def at(self, parameters: Tensor, positions: Tensor) -> Tensor:
-        return self.weights(positions.to(parameters.dtype)) @ self._nodes(parameters)
+        return (self.weights(positions.to(parameters.dtype)) @ self._nodes(parameters)).clamp(-1.0, 1.0)
 
     def _nodes(self, parameters: Tensor) -> Tensor:
         return parameters.reshape(*parameters.shape[:-1], -1, self.action_dim)
@@ -193,7 +193,10 @@ def make_parameterization(name: str | Parameterization, grid: Grid, action_dim: 
     """
     if isinstance(name, Parameterization):
         if (name.grid, name.action_dim) != (grid, action_dim):
-            raise ValueError(f"parameterization is made for {name.grid}, but the world has {grid}")
+            raise ValueError(
+                f"parameterization is made for {name.grid} and actions of {name.action_dim} dimension(s), "
+                f"but the world has {grid} and {action_dim}"
+            )
         return name
     kind, _, argument = name.partition(":") if isinstance(name, str) else ("", "", "")
     numbers = [int(number) for number in argument.split(",")] if re.fullmatch(r"\d+(,\d+)*", argument, re.ASCII) else []

@@ -118,7 +118,7 @@ def _potential(mu: NDArray[np.float64], nu: NDArray[np.float64], cost: NDArray[n
     mass = np.maximum(mu, 0.0)
     if not (np.isfinite(mu).all() and mass.sum() > 0):
         return np.full(mu.size, np.nan)
-    _, log = _pot().emd2(mass / mass.sum(), nu, cost, numItermax=PIVOTS, log=True)
+    _, log = pot().emd2(mass / mass.sum(), nu, cost, numItermax=PIVOTS, log=True)
     # The solver's potential of mu says little about its empty cells. That of nu says it all: the largest f that it permits is
     # 1-Lipschitz everywhere, and minus the potential on nu's own cells.
     support = nu > 0
@@ -137,9 +137,14 @@ def _cost(size: int, dimension: int, periodic: bool) -> NDArray[np.float64]:
     return np.minimum(cost, 1.0 - cost) if periodic else cost
 
 
-def _pot() -> Any:
+def pot() -> Any:
+    """The module of POT.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
     try:
         import ot
     except ImportError as error:
-        raise ImportError("Exact Wasserstein distances need POT: pip install 'safe-m3-taxi[transport]'") from error
+        raise ImportError("Optimal transport needs POT: pip install 'safe-m3-taxi[transport]'") from error
     return ot

@@ -212,7 +212,7 @@ def figures(
     judge_floor: float = 0.85,
     format: tuple[Literal["png", "pdf", "svg"], ...] = ("png",),  # noqa: A002 - the flag's name
 ) -> None:
-    """Draw the paper's figures from runs, and name the runs that are missing for the others.
+    """Draw the paper's figures from runs; for those that cannot be drawn, name the missing runs.
 
     Args:
         runs: Folders of runs, in any order; runs that differ in nothing but their seed are drawn together.
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app.cli(
             prog="safe-m3",
-            description="Safe-M3-UCRL: learn to reposition a fleet without ever leaving a district.",
+            description="Safe-M3-UCRL: learn to reposition a fleet while it stays spread out over the city.",
             args=arguments,
         )
     except (ValueError, OSError, ImportError, EpisodeFailedError, JobsError) as error:

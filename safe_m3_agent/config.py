@@ -36,8 +36,8 @@ class Config:
         constrained: ``False`` is M3-UCRL: no barrier and no certificate; margins are still recorded.
         certified: Execute certified policies only. ``False`` executes every plan, as published: a tightened barrier is then all
             that keeps the fleet safe, and its weight falls with every plan.
-        fleet: Taxis of a fleet, at least 1, that plans and certificates are to carry over to: they keep what the margins of
-            such a fleet scatter by, see :meth:`HallucinatedMDP.for_fleet`. 0 is the mean field, an infinite fleet.
+        fleet: Taxis of the fleet, at least 1, that plans and certificates are to hold for: they reserve margin for the scatter
+            of such a fleet, see :meth:`HallucinatedMDP.for_fleet`. 0 is the mean field, an infinite fleet.
         optimistic: Choose the hallucinated control together with the policy (Eq. 8a); ``False`` plans on the model's mean.
         beta: Half-width of the confidence set in epistemic standard deviations, at least 0; the certificate widens it for the
             number of members, see :class:`~safe_m3_agent.confidence.Confidence`.
@@ -48,8 +48,8 @@ class Config:
         delta: Probability, in (0, 1), with which the calibrated sets, of motion and of learned trips together, may be left in a
             vehicle's episode.
         representative_agents: Representative taxis per episode, at least 1.
-        exploration: What representative taxis do: ``"free"``: where the model is least sure of among some random actions (they
-            carry no mass, so the fleet stays as safe as it is); ``"policy"``: what the fleet does, as in the paper.
+        exploration: What representative taxis do: ``"free"``: of some random actions, the one that the model is least sure of
+            (they carry no mass, so the fleet stays as safe as it is); ``"policy"``: what the fleet does, as in the paper.
         exploration_candidates: Random actions that a freely exploring taxi chooses among, at least 1.
         adversaries: Worst cases kept from certificates and planned against, at least 0.
         rounds: Plans per episode, each followed by its certificate and, where that is refused, by a plan against what refused
@@ -57,8 +57,8 @@ class Config:
         growth: Share by which the transitions have to grow before the agent plans again, at least 0: a model that has seen
             little more than the last one plans little better (UCRL2 waits for counts to double; Jaksch et al. 2010, Figure 1).
             Where the policy in use violates a constraint it does not wait.
-        anew: How many times as many transitions there have to be, more than 1, until the agent plans from the first policy
-            again instead of from the one in use; 0 for never. What was planned with a poor model stays near where that led.
+        anew: Factor by which the transitions have to grow, more than 1, before the agent plans from the first policy again
+            instead of from the one in use; 0 for never. What was planned with a poor model stays near where that led.
         tightening: What constraints are tightened by in plans: ``"accumulated"``, the fleet's doubt so far, as in the paper's
             experiments; ``"lemma2"``, the paper's bound, valid but vacuous beyond a few steps: plans keep no constraint then.
         lipschitz: Constants that ``"lemma2"`` assumes.

@@ -132,7 +132,7 @@ class FleetTable:
             return
         if not self.path.exists():
             with replacing(self.path) as temporary:
-                temporary.write_text(",".join(self.columns) + "\n")
+                temporary.write_bytes(f"{','.join(self.columns)}\n".encode())
         values = [value for one in astuple(episode) for value in (one if isinstance(one, tuple) else (one,))]
         with self.path.open("rb+") as file:
             # Behind the last whole line: what follows it is half a line of a process that was killed.

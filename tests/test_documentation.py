@@ -103,7 +103,7 @@ def test_commands_are_found() -> None:
     assert "safe-m3 train --scenario shenzhen-real.npz --model known --episodes 35 --out runs/known" in found["replicate.md"]
     assert "safe-m3 figures runs/paper/base-* --out figures --only 4" in found["replicate.md"]
     assert "safe-m3 train --ddpg.noise-hold 12" in found["mf-ddpg.md"]
-    assert "python -m baselines table runs/benchmark --out runs/table" in found["add_algorithm.md"]
+    assert "python -m baselines table runs/mine --out runs/table" in found["add_algorithm.md"]
 
 
 def rows(text: str) -> dict[str, str]:

@@ -26,8 +26,8 @@ class LiftedVecEnv(VecEnv):
     An episode that ends begins anew within the same step, as SB3 has it: the observation is the next episode's first, and the
     info holds the last one as ``terminal_observation``. All episodes begin and end together.
 
-    Infos are a list of one dictionary per env, but there is little to say: envs in the middle of an episode and within their
-    constraints share an empty one. ``cost``, the worst violation in nats (or what the constraint measures), is there where it
+    Infos are a list of one dictionary per env, but there is little to say: in the middle of an episode and within the
+    constraints it is empty. ``cost``, the worst violation in nats (or what the constraint measures), is there where it
     is positive. :attr:`margin`, :attr:`episodes` and :attr:`violated` say the rest, for all envs at once.
 
     Args:
@@ -39,6 +39,7 @@ class LiftedVecEnv(VecEnv):
         reach: What the action 1 stands for, in (0, 1]; actions are multiplied by it. At 1 a taxi may cross the city in a step.
         after_trips: Show the distribution after trips, which is what a policy of this library acts on, and what
             :class:`~baselines.sb3.policy.LiftedPolicy` therefore needs. ``False`` shows the one before, as ``MFTaxi-v0`` does.
+        initial: Where episodes start: ``"uniform"``, ``"gaussian"``, a random one, or a distribution ``[K]`` or ``[N, K]``.
         bootstrap: Whether the last step is a cut (``TimeLimit.truncated``), beyond which SB3 adds the value of what it saw
             last, as with ``MFTaxi-v0``. ``False`` makes it the end, which asks for ``observe_time``.
 
@@ -65,6 +66,7 @@ class LiftedVecEnv(VecEnv):
         observe_time: bool = False,
         reach: float = 1.0,
         after_trips: bool = True,
+        initial: str | Tensor = "uniform",
         bootstrap: bool = True,
     ) -> None:
         if not 0.0 < reach <= 1.0:
@@ -90,6 +92,7 @@ class LiftedVecEnv(VecEnv):
         self.mdp = mdp
         self.reach = reach
         self.after_trips = after_trips
+        self.initial = initial
         self.bootstrap = bootstrap
         #: Worst margin ``[N]`` of the distributions that the last step caused; positive is safe.
         self.margin: NDArray[np.float32] = np.full(self._envs.num_envs, np.inf, np.float32)
@@ -115,7 +118,7 @@ class LiftedVecEnv(VecEnv):
     def reset(self) -> Array:
         """Start all episodes; those that were running count for nothing.
 
-        Uses, once, what ``seed`` and ``set_options`` have set. Only random starts, ``set_options({"initial": "gaussian"})``,
+        Uses, once, what ``seed`` and ``set_options`` have set; later episodes start from ``initial`` again. Only random starts
         use seeds.
 
         Raises:
@@ -153,7 +156,7 @@ class LiftedVecEnv(VecEnv):
         self.margin = report["margin"].float().cpu().numpy()
         broken = ~(self.margin >= 0.0)  # a margin that is no number is not kept
         self._broken |= broken
-        infos: list[dict[str, Any]] = [{}] * self.num_envs
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(broken):
             infos[i] = {"cost": float(-self.margin[i])}
         ended = bool(truncated[0])
@@ -167,7 +170,7 @@ class LiftedVecEnv(VecEnv):
 
     def _start(self, seeds: list[int | None] | None = None, options: Mapping[str, Any] | None = None) -> Array:
         with self._shell.without_gradients():
-            mu, _ = self._envs.reset(seed=seeds, options=None if options is None else dict(options))
+            mu, _ = self._envs.reset(seed=seeds, options={"initial": self.initial} if options is None else dict(options))
             self._t = 0
             self._broken[:] = False
             return self._seen(mu)
@@ -189,7 +192,12 @@ class LiftedVecEnv(VecEnv):
             values = [options.get(name) for options in self._options]
             arrays = [value for value in values if value is not None and not isinstance(value, str)]
             if arrays and len(arrays) == self.num_envs:
-                common[name] = torch.stack([torch.as_tensor(value) for value in arrays])
+                try:
+                    common[name] = torch.stack([torch.as_tensor(value) for value in arrays])
+                except (RuntimeError, TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"set_options: {name!r} must be a name or a distribution [K], got {arrays[0]!r}"
+                    ) from error
             elif not arrays and len(set(values)) == 1:
                 common[name] = values[0]
             else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnvWrapper, unwrap_vec_normalize
 
 from baselines.sb3.adapter import Array, LiftedVecEnv
 from baselines.sb3.settings import Lagrangian
@@ -24,13 +24,19 @@ class Priced(VecEnvWrapper):
 
     Raises:
         TypeError: If the envs have no ``margin``.
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or rewards are normalised: a price in nats cannot be taken off them. Normalise
+            what this wrapper gives instead.
     """
 
     def __init__(self, venv: LiftedVecEnv | VecEnvWrapper, multiplier: float, caution: float = 0.0) -> None:
         if not hasattr(getattr(venv, "unwrapped", None), "margin"):
             raise TypeError(
                 f"venv must be a LiftedVecEnv or a wrapper around one, got a {type(venv).__name__} without a margin"
+            )
+        inner = unwrap_vec_normalize(venv)
+        if inner is not None and inner.norm_reward:
+            raise ValueError(
+                "venv must not normalise rewards, got VecNormalize inside: wrap it around, VecNormalize(Priced(envs, ...))"
             )
         for name, value in (("multiplier", multiplier), ("caution", caution)):
             if not (math.isfinite(value) and value >= 0):

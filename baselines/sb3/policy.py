@@ -21,7 +21,8 @@ class LiftedPolicy:
         envs: Says what is observed, and what an action means.
 
     Raises:
-        ValueError: If the model is of other spaces, or does not see the distribution after trips.
+        ValueError: If the model is of other spaces, sees observations that ``VecNormalize`` has changed, or does not see the
+            distribution after trips.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -43,6 +44,11 @@ class LiftedPolicy:
         for name in ("observation_space", "action_space"):
             if getattr(model, name) != getattr(envs, name):
                 raise ValueError(f"model must have the {name} of envs, {getattr(envs, name)}, got {getattr(model, name)}")
+        normalised = model.get_vec_normalize_env()
+        if normalised is not None and normalised.norm_obs:
+            raise ValueError(
+                "model must be trained on observations as they are, got one under VecNormalize: use norm_obs=False"
+            )
         self._actor = model.policy
         self._observe = envs.observe
         self._parameterization = envs.parameterization

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mf_taxi_env.information import entropy_fraction, floored_log
-from mf_taxi_env.mdp import MeanFieldMDP
+from mf_taxi_env.mdp import MeanFieldMDP, worst
 from mf_taxi_env.parameterization import Parameterization, make_parameterization
 
 Observation = Literal["mass", "density"]
@@ -57,8 +57,7 @@ class Report(NamedTuple):
         """What is to be said of ``mu`` ``[..., K]``, caused at step ``t``."""
         log = floored_log(mu)  # one for all: this is half of what a report costs
         margins = mdp.margins(mu, log)
-        worst = margins.amin(-1) if margins.shape[-1] else mu.new_full(mu.shape[:-1], torch.inf)
-        return cls(worst, margins, entropy_fraction(mu, log), mdp.target_kl(mu, t, log))
+        return cls(worst(margins), margins, entropy_fraction(mu, log), mdp.target_kl(mu, t, log))
 
     def info(self, constraint_names: Sequence[str]) -> dict[str, Any]:
         """The same of a single distribution as an info has it."""

@@ -156,6 +156,7 @@ class MFSwarm1DVectorEnv(MeanFieldVectorEnv):
         num_envs: Episodes.
         backend: ``"numpy"`` arrays, or ``"torch"`` tensors that never leave the device.
         max_episode_steps: Truncate earlier than the horizon.
+        render_mode: None: a batch is not rendered.
         settings: Arguments of :class:`MFSwarm1DEnv`.
     """
 
@@ -165,7 +166,14 @@ class MFSwarm1DVectorEnv(MeanFieldVectorEnv):
         *,
         backend: Backend = "numpy",
         max_episode_steps: int | None = None,
+        render_mode: None = None,
         **settings: Unpack[SwarmSettings],
     ) -> None:
-        check_arguments("MFSwarm1D-v0", settings, SwarmSettings, "num_envs", "backend", "max_episode_steps")
-        super().__init__(num_envs, **_shell_arguments(**settings), backend=backend, max_episode_steps=max_episode_steps)
+        check_arguments("MFSwarm1D-v0", settings, SwarmSettings, "num_envs", "backend", "max_episode_steps", "render_mode")
+        super().__init__(
+            num_envs,
+            **_shell_arguments(**settings),
+            backend=backend,
+            max_episode_steps=max_episode_steps,
+            render_mode=render_mode,
+        )

@@ -94,7 +94,7 @@ def _world(build: Callable[[Scenario], TaxiMDP], home: DayOfTaxis, cells: int, d
 
 
 class MFTaxiEnv(MeanFieldEnv):
-    """A fleet of taxis, in the mean-field limit, has to stand where the demand is without leaving any district unserved.
+    """A fleet of taxis, in the mean-field limit, has to stand where the demand is while it stays spread out over the city.
 
     ## Description
     The state is a distribution ``mu`` over ``k x k`` cells of a city; one step is a quarter of an hour, or a slice of time
@@ -199,6 +199,7 @@ class MFTaxiVectorEnv(MeanFieldVectorEnv):
         num_envs: Episodes.
         backend: ``"numpy"`` arrays, or ``"torch"`` tensors that never leave the device.
         max_episode_steps: Truncate earlier than the horizon.
+        render_mode: None: a batch is not rendered.
         settings: Arguments of :class:`MFTaxiEnv`.
     """
 
@@ -208,7 +209,14 @@ class MFTaxiVectorEnv(MeanFieldVectorEnv):
         *,
         backend: Backend = "numpy",
         max_episode_steps: int | None = None,
+        render_mode: None = None,
         **settings: Unpack[TaxiSettings],
     ) -> None:
-        check_arguments("MFTaxi-v0", settings, TaxiSettings, "num_envs", "backend", "max_episode_steps")
-        super().__init__(num_envs, **_shell_arguments(**settings), backend=backend, max_episode_steps=max_episode_steps)
+        check_arguments("MFTaxi-v0", settings, TaxiSettings, "num_envs", "backend", "max_episode_steps", "render_mode")
+        super().__init__(
+            num_envs,
+            **_shell_arguments(**settings),
+            backend=backend,
+            max_episode_steps=max_episode_steps,
+            render_mode=render_mode,
+        )

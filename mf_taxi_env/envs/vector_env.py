@@ -39,6 +39,10 @@ class MeanFieldVectorEnv(VectorEnv[Any, Any, Any]):
         observe_time: Append ``t / T`` to the observation.
         backend: What a client sees: ``"numpy"`` arrays, or ``"torch"`` tensors that never leave the device.
         max_episode_steps: Truncate earlier than the world's horizon.
+        render_mode: None: a batch is not rendered.
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}  # noqa: RUF012 - as Gymnasium has it
@@ -53,7 +57,10 @@ class MeanFieldVectorEnv(VectorEnv[Any, Any, Any]):
         observe_time: bool,
         backend: Backend,
         max_episode_steps: int | None,
+        render_mode: None = None,
     ) -> None:
+        if render_mode is not None:
+            raise ValueError(f"render_mode must be None, a batch is not rendered, got {render_mode!r}")
         if backend not in get_args(Backend):
             raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
         self._shell = Shell(world, parameterization=parameterization, observation=observation, observe_time=observe_time)

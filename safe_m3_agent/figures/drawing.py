@@ -53,5 +53,5 @@ def save_table(table: Table, target: Path) -> Path:
     writer.writerow(table.columns)
     writer.writerows(table.rows)
     with replacing(target) as temporary:
-        temporary.write_text(text.getvalue())
+        temporary.write_text(text.getvalue(), encoding="utf-8")
     return target

@@ -47,7 +47,7 @@ def learning_curve(history: History, mdp: ParticleMDP) -> Figure:
         top.axhline(1.0, color=GREEN, linestyle="--", linewidth=1.2)
         top.annotate(unit, (0.01, 1.0), xytext=(0, -4), va="top", color=GREEN, **edge)
     top.annotate("staying put", (0.99, stay), xytext=(0, 4), va="bottom", ha="right", color=GREY, **edge)
-    top.set_ylabel("return" if unit is None else "score\n(share of the possible)")
+    top.set_ylabel("return" if unit is None else "score\n(0 = staying put, 1 = bound)")
     if unit is not None:
         finite = earned[np.isfinite(earned)].tolist()
         top.set_ylim(min([-0.05, *finite]) - 0.02, max([1.0, *finite]) + 0.08)

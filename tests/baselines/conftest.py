@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from baselines import algorithm
 from baselines.algorithm import Budget
@@ -61,15 +60,6 @@ def happens(task, done):
     PLAN.with_name("waiting").touch()
     time.sleep(60)  # until it is killed from outside
 """
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """One thread: small tensors gain nothing from more, and tests side by side lose much."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,3 +216,21 @@ def test_no_policy_exceeds_the_bound(seed: int, cells: int, kind: int, steps: in
                 if bool((margins > 0).all()):
                     values = [-kl_divergence(demand, x) + 0.1 * mdp.margins(x).log().sum() for x in (mu, center[t])]
                     assert values[0] <= values[1] + inside.gap + 1e-6
+
+
+def test_a_target_is_the_policys_own() -> None:
+    """What is done to it changes neither the bound, which is kept, nor the next policy."""
+    mdp = TaxiMDP(load_scenario("shenzhen", cells=5))
+    first = Proportional(mdp)
+    before = first.target.clone()
+    first.target[0] = 0.0
+    assert torch.equal(Proportional(mdp).target, before) and float(certified_bound(mdp).mu[0].sum()) > 0.99
+
+
+def test_policies_can_be_copied_and_sent() -> None:
+    """To other processes, for instance: all of them."""
+    mdp = TaxiMDP(load_scenario("shenzhen", cells=5))
+    for make in ALL:
+        policy: Any = make(mdp)
+        again = pickle.loads(pickle.dumps(copy.deepcopy(policy)))
+        assert torch.equal(again.field(mdp.initial(), 0), policy.field(mdp.initial(), 0)), make

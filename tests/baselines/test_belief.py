@@ -164,3 +164,19 @@ def test_a_barrier_makes_it_safe(make: type[AimedPolicy]) -> None:
     assert float(mdp.rollout(policy).worst_margin) >= 0
     if make is not FluidLP:
         assert policy.barrier > 0
+
+
+def test_a_barrier_without_an_optimum_is_passed_over() -> None:
+    """Under some weights the solver may find nothing to aim at: the next ones are tried, and none is an answer, too."""
+
+    def sometimes(barrier: float) -> Leaning:
+        if barrier == BARRIERS[len(BARRIERS) // 2]:
+            raise ValueError("no distribution meets the constraints")
+        return Leaning(barrier)
+
+    def never(barrier: float) -> Leaning:
+        raise ValueError("no distribution meets the constraints")
+
+    found = with_least_barrier(sometimes, town(0.6))
+    assert found is not None and found.barrier != BARRIERS[len(BARRIERS) // 2]
+    assert with_least_barrier(never, town(0.6)) is None

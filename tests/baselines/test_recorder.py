@@ -253,6 +253,8 @@ def test_a_city_without_anything_to_earn_has_no_judge() -> None:
     flat = dataclasses.replace(city, demand=np.full(25, 1 / 25), trips=np.full((25, 25), 1 / 25))
     with pytest.raises(ValueError, match="in which more can be earned than by staying put"):
         Judge(TaxiMDP(flat, reward_timing="next"))
+    with pytest.raises(ValueError, match="reward_timing='next'"):  # returns would be of other distributions than the bound
+        Judge(TaxiMDP(load_scenario("synthetic", 5)))
 
 
 @pytest.mark.parametrize("action", [1.5, float("nan")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -15,8 +16,9 @@ from stable_baselines3 import PPO, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 
 from baselines.sb3.adapter import LiftedVecEnv
+from baselines.sb3.lagrangian import Priced
 from baselines.sb3.policy import LiftedPolicy
-from mf_taxi_env import EntropyFloor, FleetSimulator, TaxiMDP, load_scenario
+from mf_taxi_env import EntropyFloor, FleetSimulator, Scenario, TaxiMDP, load_scenario
 from mf_taxi_env.envs.vector_env import MeanFieldVectorEnv
 
 HORIZON = 3
@@ -27,6 +29,14 @@ def city(**settings: Any) -> TaxiMDP:
     """A small city with short episodes."""
     given: dict[str, Any] = {"horizon": HORIZON, "constraints": [FLOOR], "reward_timing": "next", **settings}
     return TaxiMDP(load_scenario("shenzhen", cells=5), **given)
+
+
+def changing_city() -> Scenario:
+    """Demand and trips of another city at every step, three of them."""
+    days = [load_scenario(f"synthetic:{seed}", cells=5) for seed in range(3)]
+    return replace(
+        days[0], demand=np.stack([day.demand for day in days]), trips=np.stack([np.asarray(day.trips) for day in days])
+    )
 
 
 def batch(num_envs: int = 3, mdp: TaxiMDP | None = None, **settings: Any) -> LiftedVecEnv:
@@ -98,7 +108,7 @@ def test_a_new_episode_begins_within_the_step() -> None:
 
 def test_shows_what_a_policy_acts_on() -> None:
     """Unless told otherwise: the distribution after trips, at every step and at the last, also of trips that change by step."""
-    mdp = city()
+    mdp = TaxiMDP(changing_city(), horizon=HORIZON, constraints=[FLOOR], reward_timing="next")
     envs, plain = batch(mdp=mdp), batch(mdp=mdp, after_trips=False)
     np.testing.assert_allclose(envs.reset() / 25, mdp.shift(torch.from_numpy(plain.reset() / 25)), atol=1e-6)
     for t in range(HORIZON):
@@ -141,14 +151,6 @@ def test_counts_episodes_and_violations(monkeypatch: pytest.MonkeyPatch) -> None
     for _ in range(HORIZON):
         envs.step(still)
     assert (envs.episodes, envs.violated) == (12, 3)  # a margin that is no number is not kept
-
-
-def test_infos_are_shared_where_nothing_is_to_be_said() -> None:
-    """No dictionary per env and step: the trap of large batches."""
-    envs = batch(50)
-    envs.reset()
-    _, _, _, infos = envs.step(np.zeros((50, 18), np.float32))
-    assert len(infos) == 50 and len({id(info) for info in infos}) == 1 and infos[0] == {}
 
 
 def test_reach_shortens_moves() -> None:
@@ -293,3 +295,67 @@ def test_a_policy_needs_what_it_acts_on() -> None:
         LiftedPolicy(PPO("MlpPolicy", envs, device="cpu"), envs)
     with pytest.raises(ValueError, match="action_space"):
         LiftedPolicy(PPO("MlpPolicy", batch(parameterization="cells"), device="cpu"), batch())
+
+
+def test_episodes_start_where_they_are_told_to() -> None:
+    """All of them, not the first alone; and anew each time where the start is random."""
+    envs = batch(initial="gaussian")
+    envs.seed(1)
+    starts = [envs.reset()]
+    for t in range(2 * HORIZON):
+        seen, _, dones, _ = envs.step(actions(envs, t))
+        starts += [seen] * bool(dones.all())
+    assert len(starts) == 3 and all(np.abs(start - 1.0).max() > 0.05 for start in starts)
+    assert np.abs(starts[0] - starts[1]).max() > 0.05 < np.abs(starts[1] - starts[2]).max()
+    corner = np.full(25, 0.5 / 24)
+    corner[0] = 0.5
+    given = batch(initial=torch.from_numpy(corner), after_trips=False)
+    np.testing.assert_allclose(given.reset() / 25, np.tile(corner, (3, 1)), atol=1e-6)
+
+
+def test_what_starts_cannot_be_is_named() -> None:
+    """As an error of the option, not of torch."""
+    envs = batch()
+    envs.set_options({"initial": object()})
+    with pytest.raises(ValueError, match="set_options: 'initial' must be a name or a distribution"):
+        envs.reset()
+
+
+def test_infos_are_each_envs_own() -> None:
+    """Empty where nothing is to be said; a wrapper that writes to one env's writes to no other's."""
+    envs = batch()
+    envs.reset()
+    infos = envs.step(np.zeros((3, 18), np.float32))[3]
+    assert infos == [{}] * 3
+    infos[0]["mine"] = 1.0
+    assert [info.get("mine") for info in infos] == [1.0, None, None]
+
+
+def test_saturated_actions_are_a_policys_too() -> None:
+    """A model whose every action is at its bounds can be asked by a fleet: interpolation leaves nothing beyond them."""
+    world = TaxiMDP(load_scenario("shenzhen"), horizon=1)
+    envs = LiftedVecEnv(world, 1, parameterization="bilinear:8")
+    policy = LiftedPolicy(PPO("MlpPolicy", envs, n_steps=2, batch_size=2, device="cpu"), envs)
+    signs = torch.from_numpy(np.random.default_rng(0).choice([-1.0, 1.0], (50, 128)).astype(np.float32))
+    assert float(envs.parameterization.field(signs).abs().max()) == 1.0
+    policy._parameters = lambda mu, t: signs[0]  # type: ignore[method-assign]
+    assert FleetSimulator(world, 100).rollout(policy).distributions.shape == (2, 625)
+
+
+def test_a_model_under_normalised_observations_is_refused() -> None:
+    """It was trained on other numbers than this policy would show it; normalised rewards change nothing."""
+    envs = batch()
+    for given, allowed in (({"norm_obs": True}, False), ({"norm_obs": False}, True)):
+        model = PPO("MlpPolicy", VecNormalize(envs, **given), n_steps=2, batch_size=2, device="cpu")
+        if allowed:
+            LiftedPolicy(model, envs)
+            continue
+        with pytest.raises(ValueError, match="under VecNormalize"):
+            LiftedPolicy(model, envs)
+
+
+def test_a_price_is_taken_off_plain_rewards_alone() -> None:
+    """Of normalised ones it would be a price in no unit; around the priced envs it may be normalised."""
+    with pytest.raises(ValueError, match="must not normalise rewards"):
+        Priced(VecNormalize(batch()), 1.0)
+    assert VecNormalize(Priced(batch(), 1.0)).num_envs == 3

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -109,12 +111,15 @@ def test_ends_with_the_recorder_and_with_the_budget(tmp_path: Path) -> None:
     assert len(refused.rows) == 1
 
 
-def test_records_by_seconds_where_they_pass_faster(tmp_path: Path) -> None:
-    """A budget of very many steps and few seconds still has a curve."""
-    job = task(tmp_path, 10**9, seconds=2.0)
-    curve = Curve(job, stop_at=400)
+def test_records_by_seconds_where_they_pass_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget of very many steps and few seconds still has a curve: a record per fortieth of the time."""
+    ticks = itertools.count()  # a second per look at the clock
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    job = task(tmp_path, 10**9, seconds=80.0)
+    curve = Curve(job, stop_at=40)
     training.train(job, curve, small("sb3-ppo"))
-    assert len(curve.rows) >= 3 and curve.rows[-1][0] < 10_000
+    steps = [row[0] for row in curve.rows]
+    assert steps[0] == 0 and steps[-1] == 40 and set(np.diff(steps)) <= {4, 8, 12}
 
 
 def test_one_thread_while_it_learns(tmp_path: Path) -> None:

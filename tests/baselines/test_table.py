@@ -116,6 +116,10 @@ def test_one_task_is_the_estimate_of_the_figures() -> None:
     apart = estimate([[0.0] * 4, [1.0] * 4])
     assert (float(apart.low), float(apart.mean), float(apart.high)) == (0.5, 0.5, 0.5), "no sample has other shares of tasks"
     assert all(math.isnan(float(number)) for number in estimate([[], []]))
+    with pytest.raises(ValueError, match="values must be numbers"):  # sorted, it would be the largest
+        estimate([[math.nan, 0.1, 0.2, 0.3]])
+    with pytest.raises(ValueError, match="values must be numbers"):
+        performance_profile([[math.nan, 0.1]], np.array([0.5]))
 
 
 def test_a_policy_that_violates_counts_as_nothing(make: Make, tmp_path: Path) -> None:

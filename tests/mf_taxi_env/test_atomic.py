@@ -97,3 +97,26 @@ def test_another_machines_half_file_is_its_own_for_a_day(tmp_path: Path) -> None
     os.utime(half, (before, before))
     write(target, "newer")
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_content_reaches_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is flushed is the new file, while the name still leads to the old one."""
+    target, at = tmp_path / "metrics.json", []
+    target.write_text("old")
+    monkeypatch.setattr(os, "fsync", lambda file: at.append((target.read_text(), os.pread(file, 9, 0))))
+    write(target, "new")
+    assert at == [("old", b"new")]
+
+
+def test_a_disk_that_is_full_only_when_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network disks and quotas refuse late: the old content stays all the same."""
+    target = tmp_path / "metrics.json"
+    target.write_text("old")
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write(target, "new")
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]

@@ -421,6 +421,26 @@ def test_staying_scores_zero_and_the_bound_one(make_scenario: Make, dtype: torch
     assert scored(0.5 * stay + 0.5 * best) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_score_goes_by_the_demand_of_each_step(make_scenario: Make) -> None:
+    """Where demand changes by step, each distribution is compared with that of the step which caused it."""
+    mdp = TaxiMDP(make_scenario(5, steps=2), constraints=(EntropyFloor(0.5),), horizon=4)
+    stay = mdp.rollout(Stay()).mu[1:].double()
+    best = torch.from_numpy(certified_bound(mdp).mu)
+    half = 0.5 * stay + 0.5 * best
+    rho = mdp.scenario.demand  # [2, K]: the last part repeats
+    returns = [-sum(kl(rho[min(t, 1)], row) for t, row in enumerate(mu.numpy())) for mu in (half, stay)]
+    expected = (returns[0] - returns[1]) / (certified_bound(mdp).reward - returns[1])
+    assert score(half, mdp) == pytest.approx(expected, abs=1e-5)
+    assert score(best, mdp) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_masses_that_float32_has_rounded_earn_nothing_by_it(make_scenario: Make) -> None:
+    """Rows may be off one by a thousandth; they are judged as the distributions that they stand for."""
+    mdp = world(make_scenario, 0.5)
+    stay = mdp.rollout(Stay()).mu[1:].double()
+    assert score(1.0009 * stay, mdp) == pytest.approx(score(stay, mdp), abs=1e-9)
+
+
 def test_worse_than_staying_scores_below_zero(make_scenario: Make) -> None:
     """A safe fleet that runs away from the demand."""
     mdp = world(make_scenario, 0.5)

@@ -660,3 +660,108 @@ def test_constants_made_in_a_step_serve_gradients(parameterization: str) -> None
     field = env.unwrapped.parameterization.field(action)
     mdp.transition(mdp.initial(), field).square().sum().backward()
     assert action.grad is not None and action.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("timing", ["current", "next"])
+def test_every_step_has_its_own_demand_and_trips(make_scenario: Make, timing: str) -> None:
+    """In a city that changes by step, single and batch: distributions, rewards and KL are those of the world at that step."""
+    city = make_scenario(5, steps=3)
+    given: dict[str, Any] = {"scenario": city, "cells": 5, "horizon": 4, "reward_timing": timing, "parameterization": "cells"}
+    env, envs = make("MFTaxi-v0", **given), gym.make_vec("MFTaxi-v0", num_envs=2, **given)
+    mdp = TaxiMDP(city, horizon=4, reward_timing=timing)  # type: ignore[arg-type]
+    env.reset(seed=0)
+    envs.reset(seed=0)
+    mu = mdp.initial()
+    for t in range(4):
+        taken = action(env, t)
+        field = torch.from_numpy(taken).view(25, 2)
+        after = mdp.transition(mu, field, t)
+        seen, reward, *_, info = env.step(taken)
+        several, rewards, *_, infos = envs.step(np.stack([taken, taken]))
+        for state, earned, kl in ((seen, reward, info["kl"]), (several[1], rewards[1], infos["kl"][1])):
+            np.testing.assert_allclose(state, after, atol=1e-6)
+            assert earned == pytest.approx(float(mdp.reward(mu, field, after, t)), rel=1e-4)
+            assert kl == pytest.approx(float(mdp.target_kl(after, t)), rel=1e-4)
+        mu = after
+
+
+class NoNumber:
+    """A constraint whose margin is NaN, as that of a state which is no distribution."""
+
+    name, lipschitz = "none", 1.0
+
+    def margin(self, mu: Tensor) -> Tensor:
+        return mu[..., 0] * math.nan
+
+    def convex_margin(self, mu: Any) -> Any:
+        raise TypeError
+
+
+def test_a_margin_that_is_no_number_costs_no_number() -> None:
+    """A client that adds up costs must not take a broken state for a safe one."""
+    assert math.isnan(taxi(constraints=(NoNumber(),)).reset(seed=0)[1]["cost"])
+    envs = gym.make_vec("MFTaxi-v0", num_envs=2, cells=5, constraints=(NoNumber(),))
+    assert np.isnan(envs.reset(seed=0)[1]["cost"]).all()
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    """Papers say ``gym.make`` and an id: what that stands for does not change unnoticed."""
+    env: Any = gym.make("MFTaxi-v0").unwrapped
+    world = env.mdp
+    found = (world.scenario.name, world.grid, world.horizon, world.noise.std, world.reward_timing)
+    assert found == ("shenzhen", Grid(25), 12, 0.0175, "current")
+    assert world.motion == FreeMotion() and world.constraints == (EntropyFloor(world.scenario.entropy_floor),)
+    assert env.action_space.shape == (128,)
+    assert env.observation_space == gym.spaces.Box(0.0, 1.0, (625,), np.float32)
+    swarm: Any = gym.make("MFSwarm1D-v0").unwrapped
+    there = swarm.mdp
+    found = (there.grid.cells, there.grid.dimension, there.horizon, there.dt, there.max_speed, there.density_term)
+    assert found == (100, 1, 100, 0.01, 7.0, True) and there.constraints == ()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_frame_is_of_the_present_state(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """State, actions, target and margin of the step that was made, not those of another."""
+    pytest.importorskip("pygame")
+    shown: list[Any] = []
+    monkeypatch.setattr("mf_taxi_env.envs.mean_field_env.Viewer.draw", lambda self, frame: shown.append(frame))
+    env: Any = make(name, render_mode="rgb_array", parameterization="cells")
+    start, _ = env.reset(seed=0, options={"initial": "gaussian"})
+    env.render()
+    taken = action(env)
+    after, *_, info = env.step(taken)
+    env.render()
+    np.testing.assert_allclose(shown[0].mu, start, atol=1e-6)
+    np.testing.assert_allclose(shown[1].mu, after, atol=1e-6)
+    assert shown[0].actions is None and shown[1].t == 1
+    assert shown[1].margin == info["margin"]
+    np.testing.assert_allclose(shown[1].actions.ravel(), taken, atol=1e-6)
+    target = env.mdp.target(0)
+    assert (shown[1].target is None) == (target is None)
+    if target is not None:
+        np.testing.assert_allclose(shown[1].target, target, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_one_set_of_arguments_makes_one_env_or_many(name: str) -> None:
+    """``render_mode=None`` is what ``gym.make`` takes; a batch takes it, too, and refuses all others by name."""
+    settings: dict[str, Any] = {**SMALL[name], "render_mode": None}
+    assert gym.make(name, **settings).unwrapped.render_mode is None
+    assert gym.make_vec(name, num_envs=2, **settings).num_envs == 2
+    spec: Any = gym.spec(name)
+    with pytest.raises(ValueError, match="render_mode must be None"):
+        gym.envs.registration.load_env_creator(spec.vector_entry_point)(2, **{**settings, "render_mode": "human"})
+
+
+class NightFloor(EntropyFloor):
+    """A constraint of the user's own, made from a built-in one."""
+
+    def margin(self, mu: Tensor) -> Tensor:  # type: ignore[override]
+        return super().margin(mu) - 0.01
+
+
+def test_a_subclass_of_a_constraint_is_asked_as_it_is() -> None:
+    """Its margin, which takes masses alone, in the world and in the env alike."""
+    env: Any = taxi(constraints=(NightFloor(0.5),))
+    _, info = env.reset(seed=0)
+    assert info["margin"] == pytest.approx(float(env.mdp.margins(env.mdp.initial())), abs=1e-6)

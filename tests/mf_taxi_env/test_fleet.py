@@ -517,3 +517,33 @@ def test_representative_particles_move_in_the_given_distribution() -> None:
     particles.step(torch.zeros(50, 1), swarm.ergodic())
     moved = swarm.space.displacement(before, particles.positions)
     assert 0.05 < float(moved.std()) < 0.15  # the noise of a step, 0.1, and no drift
+
+
+@pytest.mark.parametrize(
+    "points",
+    [torch.zeros(5, 2), torch.zeros(10, 1), torch.full((10, 2), math.nan), torch.full((10, 2), 1.1)],
+    ids=["fewer", "one dimension", "no number", "outside"],
+)
+def test_positions_are_those_of_all_taxis(points: Tensor) -> None:
+    """Fewer, or such as are nowhere, would make a distribution of something else."""
+    fleet = FleetSimulator(TaxiMDP(load_scenario("shenzhen", cells=5)), 10, seed=0)
+    with pytest.raises(ValueError, match=r"positions must have shape \(10, 2\) and lie in \[0, 1\]"):
+        fleet.positions = points
+    assert float(fleet.distribution.sum()) == pytest.approx(1.0)
+
+
+class Named:
+    """A policy whose attributes have the names of methods that are optional."""
+
+    field = torch.zeros(25, 2)
+    at = 3
+
+    def __call__(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
+        return 0.0 * positions
+
+
+@pytest.mark.parametrize("resolution", ["cell", "continuous"])
+def test_data_is_no_method(resolution: Any) -> None:
+    """A policy is a callable; what else it calls ``field`` or ``at`` is its own affair."""
+    fleet = FleetSimulator(TaxiMDP(load_scenario("shenzhen", cells=5), horizon=2), 10, seed=0, resolution=resolution)
+    assert fleet.rollout(Named()).distributions.shape == (3, 25)

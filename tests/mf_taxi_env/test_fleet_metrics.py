@@ -213,3 +213,16 @@ def test_every_metric_is_on_its_page() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "fleet.md").read_text()
     rows = {name: (unit, episode) for name, unit, episode in re.findall(r"^\| `(\w+)` \| .* \| (.*) \| (\w+) \|$", page, re.M)}
     assert rows == {name: (metric.unit, metric.episode) for name, metric in METRICS.items()}
+
+
+def test_every_step_is_measured_against_its_own_demand(make_scenario: Make) -> None:
+    """In a city that changes by step: demand served and KL by hand."""
+    city = TaxiMDP(make_scenario(5, steps=3), horizon=3)
+    path = city.rollout(Drift(city))
+    measured = mean_field_metrics(path, city)
+    for t in range(3):
+        rho = city.demand(t)
+        assert float(measured["served_demand"][t]) == pytest.approx(float(torch.minimum(path.mu[t], rho).sum()), rel=1e-5)
+        expected = float((rho * (rho / path.mu[t + 1]).log()).nan_to_num(0.0).sum())
+        assert float(measured["kl"][t]) == pytest.approx(expected, rel=1e-4)
+    assert not torch.allclose(city.demand(0), city.demand(1))

@@ -63,7 +63,7 @@ def test_field_equals_at_the_centers_and_stays_in_bounds(name: str, cells: int, 
     constant = parameterization.field(torch.ones_like(parameters))
     torch.testing.assert_close(constant, torch.ones_like(constant))
     extremes = parameterization.field(parameters.sign().float())
-    assert float(extremes.abs().max()) <= 1.0 + 1e-6
+    assert float(extremes.abs().max()) <= 1.0  # fleets refuse more
 
 
 def test_cells_are_constant_and_in_the_order_of_the_observation() -> None:

@@ -292,15 +292,3 @@ def test_names_of_constraints_and_parameterizations_carry_over() -> None:
     envs = batch(constraints=(EntropyFloor(0.5), EntropyFloor(0.6)), parameterization="fourier:2")
     assert {name for name in envs.reset()[1]["margins"] if name[0] != "_"} == {"entropy:0", "entropy:1"}
     assert envs.single_action_space.shape == (make_parameterization("fourier:2", envs.unwrapped.mdp.grid, 2).n_parameters,)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpu_gives_what_the_cpu_gives() -> None:
-    """Within 1e-5, over an episode."""
-    here, there = batch(), batch(device="cuda")
-    here.reset(seed=0)
-    there.reset(seed=0)
-    for t in range(3):
-        a = actions(here, t)
-        for x, y in zip(here.step(a)[:2], there.step(a)[:2], strict=True):
-            np.testing.assert_allclose(x, y, atol=1e-5)

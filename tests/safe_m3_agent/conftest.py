@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -20,15 +20,6 @@ from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.transitions import Transitions
 
 SIX_BY_SIX = Grid(6)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """One thread: small tensors gain nothing from more, and tests side by side lose much."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safe_m3_agent.barrier import relaxed_log_barrier
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.model.dynamics_model import KnownModel
 from safe_m3_agent.model.ensemble import EnsembleConfig, ProbabilisticEnsemble
+from safe_m3_agent.planners import bptt
 from safe_m3_agent.planners.bptt import BPTTConfig, BPTTPlanner
 from safe_m3_agent.planners.planner import Plan
 from safe_m3_agent.policy import FieldPolicy, NetworkPolicy, Policy
@@ -207,3 +209,36 @@ def test_settings_are_validated(options: dict[str, float], message: str) -> None
     """Nonsense is refused where it enters."""
     with pytest.raises(ValueError, match=message):
         BPTTConfig(**options)  # type: ignore[arg-type]
+
+
+def two_floors(make_world: Callable[..., TaxiMDP]) -> TaxiMDP:
+    """A world whose constraints have margins of their own."""
+    return make_world(constraints=[EntropyFloor(0.8, lipschitz=0.1), EntropyFloor(0.6, lipschitz=2.0)])
+
+
+def test_every_constraint_enters_the_objective(make_world: Callable[..., TaxiMDP]) -> None:
+    """Return and barrier of all margins of all steps, of the plan's only iterate."""
+    world = two_floors(make_world)
+    start = FieldPolicy(world)
+    with torch.no_grad():
+        path = world.rollout(start)
+    barrier = relaxed_log_barrier(path.margins, 0.01)
+    assert barrier.shape[-1] == 2 and not torch.allclose(barrier[:, 0], barrier[:, 1])
+    expected = float(path.returns + 0.3 * barrier.sum())
+    assert plan(world, start, weight=0.3, epochs=1).objective == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("clip", [0.5, 2.0])
+def test_gradients_are_clipped_as_set(make_world: Callable[..., TaxiMDP], monkeypatch: pytest.MonkeyPatch, clip: float) -> None:
+    """The setting is what the optimizer is made with."""
+    given, made = [], bptt.MultilevelAdam
+
+    def recorded(*arguments: Any) -> Any:
+        given.append(arguments[3])
+        return made(*arguments)
+
+    monkeypatch.setattr(bptt, "MultilevelAdam", recorded)
+    world = make_world()
+    planner = BPTTPlanner(BPTTConfig(epochs=1, gradient_clip=clip), 0.01)
+    planner.plan(known(world), FieldPolicy(world), weight=0.1, adversaries=NONE, optimistic=False, generator=UNUSED)
+    assert given == [clip]

@@ -141,7 +141,7 @@ def half_written(tensors: object, path: Path, metadata: object) -> None:
     raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
-def refused(tensors: object, path: Path, metadata: object) -> None:
+def refused(*anything: object, **named: object) -> None:
     """The disk takes nothing at all."""
     raise OSError(28, "No space left on device")
 
@@ -162,6 +162,29 @@ def test_a_full_disk_leaves_the_older_checkpoint(
     assert len(SafeM3UCRL.load(saved).history) == 2
     agent.save(saved)
     assert SafeM3UCRL.load(saved).history == agent.history
+
+
+def test_a_disk_that_was_full_at_the_first_save_harms_no_later_one(
+    agent: SafeM3UCRL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes a folder a run's is written last: half of its files leave no run that cannot be loaded."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Scenario, "save", refused)
+        with pytest.raises(OSError, match="No space left"):
+            agent.save(tmp_path)
+    assert not (tmp_path / RUN_FILE).exists()
+    assert SafeM3UCRL.load(agent.save(tmp_path)).history == agent.history
+
+
+def test_a_run_from_a_device_of_another_kind_goes_on(saved: Path) -> None:
+    """Its generator's state means nothing here: seed and episode give a new one, the same each time."""
+    path = saved / CHECKPOINT_FILE
+    tensors, facts = load_checkpoint(path, CPU)
+    tensors["generator"] = torch.zeros(16, dtype=torch.uint8)  # as long as CUDA's
+    save_checkpoint(path, tensors, {**facts, "device": "cuda"})
+    one, two = SafeM3UCRL.load(saved), SafeM3UCRL.load(saved)
+    assert torch.equal(one._generator.get_state(), torch.Generator().manual_seed(3 + 2).get_state())
+    assert one.learn(1) == two.learn(1)
 
 
 def test_a_killed_writer_leaves_the_older_checkpoint(agent: SafeM3UCRL, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,37 @@ def test_the_replay_holds_what_was_executed(world: TaxiMDP) -> None:
     assert all(torch.equal(a, b) for a, b in zip(again, episodes, strict=True))
 
 
+def test_every_constraint_enters_the_rewards(make_world: Callable[..., TaxiMDP]) -> None:
+    """The barrier of a step is the sum over all margins of it."""
+    world = make_world(constraints=[EntropyFloor(0.8, lipschitz=0.1), EntropyFloor(0.6, lipschitz=2.0)])
+    mdp, policy = known(world), FieldPolicy(world)
+    episodes, _, _ = Stage(mdp, 0.3, 0.01).play(policy, mdp.initial((1,)), torch.zeros(1, 1))
+    with torch.no_grad():
+        path = world.rollout(policy)
+    barrier = relaxed_log_barrier(path.margins, 0.01)
+    assert not torch.allclose(barrier[:, 0], barrier[:, 1])
+    torch.testing.assert_close(episodes.rewards[0], path.rewards + 0.3 * barrier.sum(-1))
+
+
+def test_the_critic_learns_from_what_was_executed(world: TaxiMDP) -> None:
+    """Every field that it is fitted to is one of the replay's, noise included, not what the actor would do now."""
+    mdp = known(world)
+    modes = CosineModes(mdp, 3)
+    critics = DDPGPlanner(QUICK, 0.01)._critics(mdp, modes, False, seeded())
+    run = ActorCritic(
+        QUICK, Stage(mdp, 0.1, 0.01), LiftedActor(mdp, FieldPolicy(mdp), optimistic=False), *critics,
+        Replay(8), modes, torch.zeros(0, 1), torch.tensor(0.05), seeded(),
+    )  # fmt: skip
+    run.explore()
+    seen: list[torch.Tensor] = []
+    run.critic.register_forward_pre_hook(lambda module, given: seen.append(given[1]))
+    run.fit_critic()
+    executed = run.replay.episodes.fields  # [N, T, K, a]
+    assert len(seen) == QUICK.critic_steps and float(executed.abs().max()) > 0
+    for batch in seen:  # [M, T, K, a]
+        assert bool((batch.unsqueeze(1) == executed).flatten(3).all(-1).any(1).all())
+
+
 def test_the_replay_keeps_the_last_episodes_and_forgets_no_world(world: TaxiMDP) -> None:
     """The oldest episodes go; what is left is paid anew when the barrier's weight falls."""
     mdp, replay = known(world), Replay(3)

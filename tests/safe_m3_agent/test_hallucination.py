@@ -9,11 +9,12 @@ from functools import partial
 from types import FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mf_taxi_env import FreeMotion, MeanFieldMDP, TaxiMDP
+from mf_taxi_env import FreeMotion, MeanFieldMDP, Scenario, TaxiMDP
 from mf_taxi_env.safety import scatter
 from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.certificate import Certifier
@@ -323,3 +324,15 @@ def test_eta_is_no_part_of_a_policy(world: TaxiMDP) -> None:
     assert torch.equal(field[..., 2:], torch.ones(world.grid.size, 2))
     assert torch.equal(field[..., :2], policy.field(world.initial(), 0))
     assert policy.field(world.initial(), 0).shape[-1] == world.action_dim
+
+
+def test_the_learned_world_changes_with_the_true_one(random_city: Callable[..., Scenario]) -> None:
+    """Demand and trips of step ``t`` are those of step ``t`` in the true world, not those of the first."""
+    days = random_city(0), random_city(1)
+    city = replace(days[0], demand=np.stack([day.demand for day in days]), trips=np.stack([day.trips for day in days]))
+    world = TaxiMDP(city, horizon=2, noise_std=0.1, reward_timing="next")
+    learned, policy = HallucinatedMDP(world, KnownModel(world.motion, 0.1), 1.0), FieldPolicy(world)
+    with torch.no_grad():
+        ours, true = learned.rollout(policy), world.rollout(policy)
+    assert torch.equal(ours.mu, true.mu) and torch.equal(ours.rewards, true.rewards)
+    assert not torch.allclose(world.shift(true.mu[1], 0), world.shift(true.mu[1], 1))
