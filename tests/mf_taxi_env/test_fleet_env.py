@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pickle
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mf_taxi_env import FleetSimulator, TaxiMDP, fleet_parallel_env, load_scenario
+from mf_taxi_env import FleetSimulator, Scenario, TaxiMDP, fleet_parallel_env, load_scenario
 from mf_taxi_env.information import entropy_fraction
 
 pytest.importorskip("pettingzoo")
@@ -41,10 +42,15 @@ def test_pettingzoos_tests_pass() -> None:
 
 @pytest.mark.parametrize("resolution", ["cell", "continuous"])
 @pytest.mark.parametrize("timing", ["current", "next"])
-def test_an_episode_is_the_simulators(resolution: Any, timing: Any) -> None:
-    """Same world, same seed, same numbers: positions, distributions, occupancy, rewards and margins of all twelve steps."""
-    env = fleet_parallel_env(40, resolution=resolution, reward_timing=timing, motion="congested", **SMALL)
-    mdp = TaxiMDP(load_scenario("shenzhen", cells=5), reward_timing=timing, motion="congested")
+@pytest.mark.parametrize("changing", [False, True])
+def test_an_episode_is_the_simulators(
+    make_scenario: Callable[..., Scenario], resolution: Any, timing: Any, changing: bool
+) -> None:
+    """Same world, same seed, same numbers: positions, distributions, occupancy, rewards and margins of all twelve steps; in a
+    city, too, in which each of them has a demand and trips of its own."""
+    city = make_scenario(5, steps=12) if changing else load_scenario("shenzhen", cells=5)
+    env = fleet_parallel_env(40, scenario=city, resolution=resolution, reward_timing=timing, motion="congested", **SMALL)
+    mdp = TaxiMDP(city, reward_timing=timing, motion="congested")
     fleet = FleetSimulator(mdp, 40, seed=3, resolution=resolution)
     observations, infos = env.reset(seed=3)
     mu = fleet.reset()

@@ -52,11 +52,12 @@ def town(make_world: Callable[..., TaxiMDP]) -> TaxiMDP:
 
 @pytest.fixture(scope="session")
 def random_city() -> Callable[..., Scenario]:
-    """A city drawn from a seed."""
+    """A city drawn from a seed; with ``steps``, one with a demand and trips of its own at each of them."""
 
-    def make(seed: int, cells: int = 5) -> Scenario:
+    def make(seed: int, cells: int = 5, steps: int | None = None) -> Scenario:
         rng = np.random.default_rng(seed)
-        demand, trips = rng.dirichlet(np.ones(cells**2)), rng.dirichlet(np.ones(cells**2), cells**2)
+        lead = () if steps is None else (steps,)
+        demand, trips = rng.dirichlet(np.ones(cells**2), lead or None), rng.dirichlet(np.ones(cells**2), (*lead, cells**2))
         return Scenario(f"random {seed}", demand, trips, box=(0.0, 0.1, 0.0, 0.1), entropy_floor=0.5)
 
     return make

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mf_taxi_env import EntropyFloor, TaxiMDP, load_scenario, score
+from mf_taxi_env import EntropyFloor, Scenario, TaxiMDP, load_scenario, score
 from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.barrier import relaxed_log_barrier
 from safe_m3_agent.hallucination import HallucinatedMDP
@@ -259,8 +259,13 @@ def test_cosine_modes(world: TaxiMDP) -> None:
     assert float(noise.square().mean()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_expansion_over_the_whole_episode_is_its_return(world: TaxiMDP) -> None:
+@pytest.mark.parametrize("changing", [False, True])
+def test_expansion_over_the_whole_episode_is_its_return(
+    world: TaxiMDP, random_city: Callable[..., Scenario], changing: bool
+) -> None:
     """With as many steps as the episode has, no critic is asked, and the gradient is that of back-propagation through time."""
+    if changing:
+        world = TaxiMDP(random_city(0, steps=3), horizon=3, noise_std=0.1, reward_timing="next")
     mdp, stage = known(world), Stage(known(world), 0.3, 0.01)
     actor = LiftedActor(mdp, FieldPolicy(mdp), optimistic=False)
     with torch.no_grad():

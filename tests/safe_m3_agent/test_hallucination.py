@@ -9,7 +9,6 @@ from functools import partial
 from types import FunctionType, ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -328,9 +327,7 @@ def test_eta_is_no_part_of_a_policy(world: TaxiMDP) -> None:
 
 def test_the_learned_world_changes_with_the_true_one(random_city: Callable[..., Scenario]) -> None:
     """Demand and trips of step ``t`` are those of step ``t`` in the true world, not those of the first."""
-    days = random_city(0), random_city(1)
-    city = replace(days[0], demand=np.stack([day.demand for day in days]), trips=np.stack([day.trips for day in days]))
-    world = TaxiMDP(city, horizon=2, noise_std=0.1, reward_timing="next")
+    world = TaxiMDP(random_city(0, steps=2), horizon=2, noise_std=0.1, reward_timing="next")
     learned, policy = HallucinatedMDP(world, KnownModel(world.motion, 0.1), 1.0), FieldPolicy(world)
     with torch.no_grad():
         ours, true = learned.rollout(policy), world.rollout(policy)
