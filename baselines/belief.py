@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,13 +13,13 @@ from torch import Tensor
 from mf_taxi_env import MeanFieldMDP, TaxiMDP
 from mf_taxi_env.mdp import Field
 from safe_m3_agent import Config
+from safe_m3_agent.certificate import CertificateConfig, Certifier
 from safe_m3_agent.confidence import student_quantile
 from safe_m3_agent.hallucination import HallucinatedMDP, UnknownMotion
 from safe_m3_agent.model.dynamics_model import DynamicsModel
 from safe_m3_agent.motion_model import make_motion_model
 from safe_m3_agent.policy import PolicyConfig, make_policy
 from safe_m3_agent.representatives import observe
-from safe_m3_agent.tightening import accumulated_tightening, lipschitz_constants
 from safe_m3_agent.transitions import Transitions
 
 #: Weights of the log-barrier that put the target inside the constraints by more and more; 0 is the optimum itself.
@@ -79,15 +79,14 @@ class MotionStudy:
 
     def world(self) -> HallucinatedMDP:
         """The city as it is believed to be now; later episodes do not change it."""
-        return HallucinatedMDP(self.known, copy.deepcopy(self._model), beta=0.0)
+        return HallucinatedMDP(self.known, copy.deepcopy(self._model), beta=self.config.beta)
 
 
-@torch.no_grad()
 def with_least_barrier(make: Callable[[float], Policy], world: MeanFieldMDP) -> Policy | None:
     """The policy with the smallest barrier that keeps the constraints all through an episode.
 
-    In a learned world constraints are tightened for what is not known of the motion, as in the experiments of arXiv
-    2306.17052, see :func:`~safe_m3_agent.tightening.accumulated_tightening`; in the true one there is nothing to doubt.
+    In a learned world the moves of that episode have to keep them in every motion of the confidence set that the agent's own
+    adversary finds, see :class:`~safe_m3_agent.certificate.Certifier`; in the true one there is nothing to doubt.
 
     Args:
         make: The policy of a barrier's weight.
@@ -123,7 +122,43 @@ def _kept(make: Callable[[float], Policy], barrier: float, world: MeanFieldMDP) 
 
 
 def _keeps(policy: Field, world: MeanFieldMDP) -> bool:
-    """Whether all margins of an episode outweigh what is not known of the motion."""
-    episode = world.rollout(policy)
-    margins = episode.margins - accumulated_tightening(episode.uncertainty, lipschitz_constants(world))
-    return bool((margins >= 0).all())
+    """Whether the moves of an episode keep the constraints, in all motions that are plausible."""
+    moves = Moves(policy)
+    with torch.no_grad():
+        margins = world.rollout(moves).margins
+    if not bool((margins >= 0).all()):
+        return False
+    if not isinstance(world, HallucinatedMDP):
+        return True
+    again: Any = Replayed(moves.fields)
+    none = margins.new_zeros(0, world.directions)
+    generator = torch.Generator(world.device).manual_seed(0)  # where its searches start
+    return Certifier(CertificateConfig()).certify(world, again, none, generator).certified
+
+
+@dataclass
+class Moves:
+    """A policy whose fields are kept, step by step."""
+
+    policy: Field
+    fields: list[Tensor] = field(default_factory=list)
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        """The policy's actions ``[..., K, d]``."""
+        self.fields.append(self.policy.field(mu, t))
+        return self.fields[-1]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Fields, one per step, whatever the distribution: what feedback would have made of it does not count."""
+
+    fields: list[Tensor]
+
+    def field(self, mu: Tensor, t: int) -> Tensor:
+        """The actions of step ``t``, ``[..., K, d]``."""
+        return self.fields[t].expand(*mu.shape, -1)
+
+    def prepared(self) -> Field:
+        """Itself: there is nothing to prepare."""
+        return self

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 MARGIN_TOLERANCE = 1e-6
 
 
+class NoBoundError(ValueError):
+    """The solver came to no end: what is possible is not known, though something may be."""
+
+
 @dataclass(frozen=True, eq=False)
 class Bound:
     """The most that any policy can earn that keeps the constraints of a :class:`~mf_taxi_env.TaxiMDP`.
@@ -157,7 +161,11 @@ def episode_score(episode: Trajectory, mdp: MeanFieldMDP) -> float:
 
     Returns:
         The score; NaN when a constraint was violated, and where nobody knows the best policy: in a city whose constraints are
-        not all convex, in a swarm with constraints or without its density term.
+        not all convex or leave the solver without a bound, in a swarm with constraints or without its density term.
+
+    Raises:
+        ImportError: If CVXPY is not installed (extra ``bounds``).
+        ValueError: If no distribution meets a city's constraints.
     """
     best = possible_return(mdp)
     if math.isnan(best) or not isinstance(mdp, ParticleMDP):
@@ -169,11 +177,16 @@ def episode_score(episode: Trajectory, mdp: MeanFieldMDP) -> float:
 
 
 def possible_return(mdp: MeanFieldMDP) -> float:
-    """The return that scores 1: the certified bound of a city, the analytic control's of an unconstrained swarm; else NaN."""
+    """The return that scores 1: the certified bound of a city, the analytic control's of an unconstrained swarm; else NaN.
+
+    Raises:
+        ImportError: If CVXPY is not installed (extra ``bounds``).
+        ValueError: If no distribution meets a city's constraints.
+    """
     if isinstance(mdp, TaxiMDP):
         try:
             return certified_bound(mdp).reward
-        except TypeError:  # a constraint that is not convex
+        except (TypeError, NoBoundError):  # a constraint that is not convex; a solver that is stuck
             return math.nan
     if isinstance(mdp, SwarmMDP) and mdp.density_term and not mdp.constraints:
         return analytic_return(mdp)
@@ -235,7 +248,7 @@ def _solve_step(
         try:
             solution, multipliers, level = _optimum(cp, mdp, rho, barrier, unit=1.0 / rho.size)
         except cp.error.SolverError as error:
-            raise ValueError(
+            raise NoBoundError(
                 f"the solver finds no bound under the constraints {mdp.constraints} with barrier={barrier!r}: {error}"
             ) from error
     value, upper = _certificate(mdp, rho, solution, multipliers, barrier, level)

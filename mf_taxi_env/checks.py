@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from typing import Any
+
+import numpy as np
+import torch
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -30,3 +34,36 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
         allowed = f">= {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be an integer {allowed}, got {value!r}")
     return number
+
+
+def plain_number(value: Any) -> Any:
+    """A NumPy number as one of Python's, for ``json.dumps(..., default=plain_number)``.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a setting must be a number, text or tuple of these, got {value!r}")
+
+
+def plain_numbers(settings: Any) -> None:
+    """Turn NumPy's numbers in the fields of a frozen dataclass, and in tuples there, into Python's.
+
+    What a float32 is multiplied by is rounded to float32, and files keep no such types: a run that goes on would be another.
+
+    Args:
+        settings: The dataclass; for its ``__post_init__``.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(settings, field.name, value.item())
+        elif isinstance(value, tuple) and any(isinstance(one, np.generic) for one in value):
+            plain = tuple(one.item() if isinstance(one, np.generic) else one for one in value)
+            object.__setattr__(settings, field.name, plain)
+
+
+def used_device(device: torch.device | str) -> torch.device:
+    """The device that tensors are on if they are put on ``device``: ``"cuda"`` is ``cuda:0``, or which one is current."""
+    return torch.empty(0, device=device).device

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import used_device, whole_number
 from mf_taxi_env.destinations import Destinations, where
 from mf_taxi_env.fleet_policy import FleetPolicy, by_position, checked, offered
 from mf_taxi_env.information import MASS_FLOOR
@@ -74,7 +74,7 @@ class FleetSimulator:
         self.mdp = mdp
         self.n_taxis = whole_number("n_taxis", n_taxis, least=1)
         self.resolution: Resolution = resolution
-        self.device = mdp.device if device is None else torch.device(device)
+        self.device = mdp.device if device is None else used_device(device)
         if self.device != mdp.device:
             raise ValueError(f"device must be the world's, {mdp.device}, got {self.device}; build the world on it")
         self._generator = torch.Generator(self.device).manual_seed(seed)

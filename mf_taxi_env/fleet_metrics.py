@@ -263,10 +263,14 @@ def _in_reach(covered: Tensor, city: TaxiMDP, settings: MetricSettings) -> Tenso
     residents = torch.as_tensor(cast(Tensor, settings.residents), dtype=city.dtype, device=city.device)
     if residents.shape != (city.grid.size,) or not bool((residents >= 0).all()) or not bool(0 < residents.sum() < math.inf):
         raise ValueError(f"residents must be {city.grid.size} numbers >= 0, not all zero, got shape {tuple(residents.shape)}")
-    places = city.centers * _sides(city)
-    near = (torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist") <= settings.reach_km).to(city.dtype)
-    reached = (covered.to(city.dtype) @ near > 0).to(city.dtype)
-    return reached @ (residents / residents.sum())
+    k, sides = city.grid.cells, [side / city.grid.cells for side in box_km(city.scenario.box)]
+    reach = settings.reach_km * (1 + 1e-9)  # a centre exactly that far is in reach
+    # A stencil rather than all pairs of cells, which on fine grids would not fit into memory.
+    i, j = (int(min(reach / side, k - 1)) for side in sides)
+    x, y = (torch.arange(-n, n + 1, dtype=torch.float64, device=city.device) for n in (i, j))
+    near = (torch.hypot(x.unsqueeze(-1) * sides[0], y * sides[1]) <= reach).to(city.dtype)
+    found = torch.nn.functional.conv2d(covered.to(city.dtype).reshape(-1, 1, k, k), near[None, None], padding=(i, j)) > 0.5
+    return found.reshape(covered.shape).to(city.dtype) @ (residents / residents.sum())
 
 
 def _sides(city: TaxiMDP) -> Tensor:

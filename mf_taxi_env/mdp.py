@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import used_device, whole_number
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.information import kl_divergence
 from mf_taxi_env.motion import Motion
@@ -112,7 +112,7 @@ class MeanFieldMDP(ABC):
                     f"constraints must be for this world: construct them with dimension={grid.dimension}, got {constraint!r}"
                 )
         self.dtype = dtype
-        self.device = torch.device(device)
+        self.device = used_device(device)
 
     @property
     def periodic(self) -> bool:

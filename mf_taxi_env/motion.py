@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from mf_taxi_env.checks import plain_numbers
 from mf_taxi_env.grid import Grid
 
 
@@ -54,6 +55,7 @@ class CongestedMotion:
     alpha: float = 0.05
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise ValueError(f"alpha must be a finite number >= 0, got {self.alpha!r}")
 
@@ -75,6 +77,7 @@ class TorusMotion:
     dt: float
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         for name, value in (("max_speed", self.max_speed), ("dt", self.dt)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")

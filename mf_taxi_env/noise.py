@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mf_taxi_env.checks import plain_numbers
 from mf_taxi_env.grid import Grid
 
 #: Where erf is 1 to the last bit.
@@ -97,6 +98,7 @@ class TruncatedGaussian:
     std: float
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if not (math.isfinite(self.std) and self.std > 0):
             raise ValueError(f"noise_std must be a positive number, got {self.std!r}")
 
@@ -190,6 +192,7 @@ class WrappedGaussian:
     std: float
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if not (math.isfinite(self.std) and self.std > 0):
             raise ValueError(f"noise_std must be a positive number, got {self.std!r}")
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from mf_taxi_env.checks import plain_numbers
 from mf_taxi_env.constraint import (
     MODELLING_LIPSCHITZ,
     Constraint,
@@ -99,6 +100,7 @@ class EntropyFloor:
     lipschitz: float = MODELLING_LIPSCHITZ
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         store(self, fraction=share("fraction", self.fraction), lipschitz=length("lipschitz", self.lipschitz))
 
     @property

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mf_taxi_env import ParticleMDP, TaxiMDP
-from mf_taxi_env.bound import episode_score
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.bound import episode_score, possible_return
+from mf_taxi_env.checks import used_device, whole_number
 from mf_taxi_env.safety import scatter
 from safe_m3_agent import checkpoint
 from safe_m3_agent.calibration import Calibration, HeldOut
@@ -81,7 +81,7 @@ class SafeM3UCRL:
         device: torch.device | str | None = None,
         first: Policy | None = None,
     ) -> None:
-        if device is not None and torch.device(device) != mdp.device:
+        if device is not None and used_device(device) != mdp.device:
             raise ValueError(f"device must be the world's, {mdp.device}, got {device!r}; build the world on it")
         self.config = config = config or Config()
         _check_settings(config, mdp)
@@ -168,14 +168,16 @@ class SafeM3UCRL:
             progress_bar: Show reward, worst margin and score (tqdm).
 
         Returns:
-            The history of all episodes so far.
+            The history of all episodes so far: the agent's own, which grows with further calls; ``history[:]`` is a copy.
         """
         episodes = whole_number("episodes", episodes, least=1)
         if self.config.constrained and not (self._trust.seen_safe or self._asked):
             self._asked, name = True, "staying put" if self._stays_first else "first"
-            self._trust.warn_of_unsafe_start(self._improvement.first, name)
+            self._trust.warn_of_unsafe_start(self._improvement.first, name, certified=self.config.certified)
         hooks = as_callback(callback)
-        with _progress_bar(episodes, shown=progress_bar) as bar, training(hooks, self):
+        possible_return(self.mdp)  # constraints that nothing meets are to be known before an episode is spent
+        # Plans need gradients, whatever the caller is inside of.
+        with torch.enable_grad(), _progress_bar(episodes, shown=progress_bar) as bar, training(hooks, self):
             for _ in range(episodes):
                 hooks.on_episode_start(self)
                 episode = self._episode()
@@ -365,6 +367,12 @@ class SafeM3UCRL:
 
 def _check_settings(config: Config, mdp: ParticleMDP) -> None:
     """What can be said of settings in a world is said before an episode is spent."""
+    current = isinstance(mdp, TaxiMDP) and mdp.reward_timing == "current"
+    if mdp.horizon == 1 and current and not (config.constrained and mdp.constraints):
+        raise ValueError(
+            "with horizon=1, reward_timing='current' and no constraint to keep nothing depends on a policy: build the world "
+            "with reward_timing='next'"
+        )
     if config.planner == "ddpg":
         check_critic(config.ddpg.critic, mdp.grid)
     if config.fleet:

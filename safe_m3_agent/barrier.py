@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mf_taxi_env.checks import plain_numbers
+
 
 @dataclass(frozen=True)
 class BarrierConfig:
@@ -32,6 +34,7 @@ class BarrierConfig:
     width: float = 0.01
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if not 0 < self.final <= self.initial < math.inf:
             raise ValueError(
                 f"barrier.final and barrier.initial must satisfy 0 < final <= initial, got final={self.final!r}, "

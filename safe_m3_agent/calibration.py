@@ -59,7 +59,7 @@ class HeldOut(NamedTuple):
         residual = space.displacement(belief.mean, landings)
         if not space.periodic:
             near = torch.minimum(belief.mean, 1.0 - belief.mean) < EDGE * belief.aleatoric
-            wrong = residual.abs() > WRONG * torch.hypot(belief.aleatoric, belief.epistemic)
+            wrong = residual.abs() > WRONG * torch.hypot(belief.aleatoric, tau * belief.epistemic)
             residual = residual.masked_fill(near & ~wrong, math.nan)
         return cls(residual, belief.aleatoric, belief.epistemic, residual.new_full(residual.shape[:1], tau))
 
@@ -101,7 +101,7 @@ class Calibration:
 
     The factor ``tau_n`` is the most probable one of at least 1, under a half-normal prior on ``log tau``: a dozen landings move
     it a little, a hundred a lot, and none leave it at 1. Where it explains the landings no better than 1 does, by a
-    likelihood-ratio test of level ``delta`` (Wilks 1938), it is 1: chance alone widens nothing.
+    likelihood-ratio test of level ``delta`` (Wilks 1938), it is 1: chance alone widens nothing. The test is stricter than that.
 
     A conformal quantile of ``|r| / g`` would need no distribution, but cannot tell doubt from noise, which is most of a
     residual once a model is any good.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import plain_numbers, whole_number
 from mf_taxi_env.mdp import Field
 from safe_m3_agent.hallucination import HallucinatedMDP
 from safe_m3_agent.policy import Policy
@@ -37,6 +37,7 @@ class CertificateConfig:
     attempts: int = 3
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         for name in ("restarts", "steps", "attempts"):
             whole_number(f"certificate.{name}", getattr(self, name), least=1)
 

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mf_taxi_env import ParticleMDP
 from mf_taxi_env.atomic import replacing
+from mf_taxi_env.checks import plain_number
 from safe_m3_agent.config import Config
 from safe_m3_agent.worlds import rebuilt_world, save_world, world_facts
 
@@ -36,7 +36,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
     Raises:
         OSError: If the file cannot be written; an older checkpoint is then intact.
     """
-    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "facts": json.dumps(facts, default=_plain)}
+    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "facts": json.dumps(facts, default=plain_number)}
     safetensors = _safetensors()
     try:
         with replacing(path) as temporary:
@@ -114,14 +114,7 @@ def run_facts(mdp: ParticleMDP, config: Config, seed: int, first: str | None = N
         "config": dataclasses.asdict(config),
         "world": world_facts(mdp),
     }
-    return typing.cast("dict[str, Any]", json.loads(json.dumps(facts, default=_plain)))
-
-
-def _plain(value: Any) -> Any:
-    """A NumPy number, which settings may hold as well as Python's own, as one of these."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"a setting must be a number, text or tuple of these, got {value!r}")
+    return typing.cast("dict[str, Any]", json.loads(json.dumps(facts, default=plain_number)))
 
 
 def write_run_files(folder: Path, mdp: ParticleMDP, facts: dict[str, Any]) -> None:
@@ -171,8 +164,8 @@ def check_run_files(folder: Path, facts: dict[str, Any]) -> None:
         # Through the dataclasses: a run older than a setting was run with its default.
         theirs["config"] = json.loads(json.dumps(dataclasses.asdict(from_dict(Config, theirs["config"]))))
     if theirs != facts:
-        differ = [key for key in facts if theirs.get(key) != facts[key]]
-        raise ValueError(f"{folder} holds another run: {', '.join(differ)} in {RUN_FILE} differ; choose an empty folder")
+        differ = "; ".join(_differences(theirs, facts)) or "it says more than this version knows"
+        raise ValueError(f"{folder} holds another run: {differ}, by its {RUN_FILE}; choose an empty folder")
 
 
 def read_run_files(folder: Path, mdp: ParticleMDP | None, device: torch.device | str) -> tuple[ParticleMDP, Config, int]:
@@ -203,10 +196,16 @@ def read_run_files(folder: Path, mdp: ParticleMDP | None, device: torch.device |
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a readable run file: {error!r}") from error
     facts = world_facts(mdp)
-    differ = [key for key in facts if facts[key] != world.get(key)]
-    if differ:
-        raise ValueError(f"{folder} was run in another world: {', '.join(differ)} differ")
+    if differ := _differences(world, facts):
+        raise ValueError(f"{folder} was run in another world: {'; '.join(differ)}")
     return mdp, config, seed
+
+
+def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
+    """Which facts of a file are others now, by their dotted names."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        return [line for key in ours for line in _differences(theirs.get(key), ours[key], f"{name}.{key}".lstrip("."))]
+    return [] if theirs == ours else [f"{name} is {theirs!r} there and {ours!r} here"]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import plain_numbers, whole_number
 from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
@@ -56,7 +56,7 @@ class Config:
             it; at least 1. Where nothing is certified in between, motion known or no constraint, one plan of as many steps.
         growth: Share by which the transitions have to grow before the agent plans again, at least 0: a model that has seen
             little more than the last one plans little better (UCRL2 waits for counts to double; Jaksch et al. 2010, Figure 1).
-            Where the policy in use violates a constraint it does not wait.
+            Where the policy in use violates a constraint, and plans are certified, it does not wait.
         anew: Factor by which the transitions have to grow, more than 1, before the agent plans from the first policy again
             instead of from the one in use; 0 for never. What was planned with a poor model stays near where that led.
         tightening: What constraints are tightened by in plans: ``"accumulated"``, the fleet's doubt so far, as in the paper's
@@ -101,6 +101,7 @@ class Config:
     certificate: CertificateConfig = field(default_factory=CertificateConfig)
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         for name, allowed in (
             ("planner", get_args(PlannerName)),
             ("model", get_args(ModelName)),

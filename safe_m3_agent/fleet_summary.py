@@ -98,9 +98,9 @@ def fleet_report(subject: Subject, episodes: Sequence[FleetEpisode]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     note = (
-        "Means over runs with 95 % intervals. return in nats; entropy (share of its maximum) and margin (nats) at the worst "
-        "step of a run; kept: runs without a violation; served: requests met, of as many per step as there are taxis; empty "
-        "km: per taxi and episode, without a passenger; to mean field: total variation."
+        "Means over runs with 95 % intervals. return in nats; entropy (share of its maximum) and margin (of an entropy floor "
+        "in nats) at the worst step of a run; kept: runs without a violation; served: requests met, of as many per step as "
+        "there are taxis; empty km: per taxi and episode, without a passenger; to mean field: total variation."
     )
     return "\n".join(
         [*lines, "", *(textwrap.fill(text, 110) for text in (note, *_enough(subject), *_measured(sizes, constrained)))]
@@ -109,6 +109,8 @@ def fleet_report(subject: Subject, episodes: Sequence[FleetEpisode]) -> str:
 
 def _enough(subject: Subject) -> list[str]:
     """From which fleet size on a certificate of the mean field says something, as sentences."""
+    if not subject.world.constraints:
+        return []
     cells, margin = subject.world.grid.size, entropy_margin(subject)
     if math.isnan(margin):
         return ["No entropy floor here: for other constraints no finite-sample correction is known, and none is made."]

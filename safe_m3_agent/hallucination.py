@@ -112,6 +112,12 @@ class HallucinatedMDP(MeanFieldMDP):
     def reward(self, mu: Tensor, actions: Tensor, next_mu: Tensor, t: int = 0) -> Tensor:
         return self._world.reward(mu, actions[..., : self._world.action_dim], next_mu, t)
 
+    def target(self, t: int = 0) -> Tensor | None:
+        return self._world.target(t)
+
+    def target_kl(self, mu: Tensor, t: int = 0, log_mu: Tensor | None = None) -> Tensor:
+        return self._world.target_kl(mu, t, log_mu)
+
     def move(self, mu: Tensor, actions: Tensor, t: int = 0) -> Move:
         if self._z is not None:
             batch = torch.broadcast_shapes(actions.shape[:-2], self._z.shape[:-1])
@@ -220,7 +226,7 @@ class HallucinatedMDP(MeanFieldMDP):
         return world
 
     def margins(self, mu: Tensor, log_mu: Tensor | None = None) -> Tensor:
-        margins = super().margins(mu, log_mu)
+        margins = self._world.margins(mu, log_mu)
         if not self._taxis:
             return margins
         return margins - fleet_reserve(self.constraints, mu, self._taxis)

@@ -256,7 +256,8 @@ class SafeImprovement:
         if not math.isfinite(plan.objective):
             raise FloatingPointError(
                 f"the planner's objective is {plan.objective}. The policy in use and all that was learned are intact; a "
-                "smaller bptt.learning_rate or ddpg.actor_step, or a larger barrier.final may help"
+                "smaller bptt.learning_rate or ddpg.actor_step, or a larger barrier.final may help, in "
+                "another run from here: SafeM3UCRL(world, config, first=agent.policy)"
             )
         return plan.policy, plan.objective
 

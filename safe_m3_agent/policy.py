@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import plain_numbers, whole_number
 from mf_taxi_env.mdp import Field, MeanFieldMDP
 
 PolicyKind = Literal["field", "network"]
@@ -36,6 +36,7 @@ class PolicyConfig:
     residual: bool = True
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if self.kind not in get_args(PolicyKind):
             raise ValueError(f"policy.kind must be 'field' or 'network', got {self.kind!r}")
         if not self.hidden:

@@ -38,6 +38,7 @@ class RunFolder(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self._writer: Any = None
         self._recorded: defaultdict[int, set[str]] | None = None
+        self._written = 0  # episodes whose scalars are
 
     def on_training_start(self, agent: Learner) -> None:
         """Complete the record of an agent that goes on.
@@ -78,11 +79,12 @@ class RunFolder(Callback):
         history.to_csv(self.folder / HISTORY_FILE)
         if self._recorded is None:
             self._recorded = _recorded_scalars(self.folder / EVENTS_FOLDER)
-        for episode in history:
+        for episode in history[self._written :]:
             numbers = finite_numbers(episode)
             for name in sorted(numbers.keys() - self._recorded[episode.episode]):
                 self._events().add_scalar(name, numbers[name], episode.episode)
             self._recorded[episode.episode] |= numbers.keys()
+        self._written = len(history)
         if self._writer is not None:
             self._writer.flush()
 

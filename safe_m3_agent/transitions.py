@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 class Transitions(NamedTuple):
-    """Moves of representative taxis. A distribution is kept once, however many taxis moved in it."""
+    """Moves of representative taxis. A distribution is kept once, however many taxis moved in it; so are those of an episode
+    that goes like the one before, as all do while the policy in use stays."""
 
     positions: Tensor  #: [n, d] before the move, after trips
     actions: Tensor  #: [n, d] in [-1, 1]
@@ -41,14 +42,20 @@ class Transitions(NamedTuple):
         return cls.of(none, like.new_zeros(0, like.shape[-1]), none, none)
 
     def join(self, *others: Transitions) -> Transitions:
-        """These moves, then the others."""
-        stores, rows = (self, *others), 0
-        seen_in = []
-        for store in stores:
+        """These moves, then the others. Distributions that repeat the last ones are not kept again."""
+        seen_in, kept, rows = [self.seen_in], [self.distributions], len(self.distributions)
+        for store in others:
+            count = len(store.distributions)
+            if count and len(kept[-1]) >= count and torch.equal(kept[-1][-count:], store.distributions):
+                seen_in.append(store.seen_in + rows - count)
+                continue
             seen_in.append(store.seen_in + rows)
-            rows += len(store.distributions)
-        joined = Transitions(*(torch.cat(parts) for parts in zip(*stores, strict=True)))
-        return joined._replace(seen_in=torch.cat(seen_in))
+            kept.append(store.distributions)
+            rows += count
+        positions, actions, next_positions = (
+            torch.cat(parts) for parts in zip(*(store[:3] for store in (self, *others)), strict=True)
+        )
+        return Transitions(positions, actions, next_positions, torch.cat(kept), torch.cat(seen_in))
 
 
 class Trips(NamedTuple):

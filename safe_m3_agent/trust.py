@@ -72,7 +72,7 @@ class Trust:
             stacklevel=4,
         )
 
-    def warn_of_unsafe_start(self, policy: Policy, name: str) -> None:
+    def warn_of_unsafe_start(self, policy: Policy, name: str, *, certified: bool) -> None:
         """Tell the user that the first policy in use is not safe, before an episode is spent: the simulator knows.
 
         An operator knows it of staying put, too, as long as nothing moves taxis that do not want to and the trips are known.
@@ -80,15 +80,17 @@ class Trust:
         Args:
             policy: The first policy in use.
             name: What the user calls it.
+            certified: Whether plans need a certificate.
         """
+        until = "a policy is certified" if certified else "a plan keeps it"
         with torch.no_grad():
             margin = self.margin(self.world.rollout(policy))
         if margin >= 0:
             return
         warnings.warn(
             f"{name}, the first policy in use, violates a constraint{self._whose} (margin {margin:.4f}): episodes are unsafe "
-            "until a policy is certified. Loosen the constraint, choose other cells or a shorter horizon, or hand in a policy "
-            "that is safe, SafeM3UCRL(..., first=policy)",
+            f"until {until}. Loosen the constraint, choose other cells or a shorter horizon, or hand in a policy that is safe, "
+            "SafeM3UCRL(..., first=policy)",
             stacklevel=3,
         )
 

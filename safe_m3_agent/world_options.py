@@ -77,15 +77,19 @@ class WorldOptions:
 
 
 def headline(world: TaxiMDP | SwarmMDP) -> str:
-    """Two lines: what the world is and has to keep, and what is known to be possible in it."""
+    """Two lines: what the world is and has to keep, and what is known to be possible in it; a third where city and episode
+    differ in length."""
     floors = [floor for floor in world.constraints if isinstance(floor, EntropyFloor)]
     keeps = f", entropy of the fleet at least {100 * floors[0].fraction:g} % of its maximum" if floors else ""
     if isinstance(world, TaxiMDP):
         bound, cells = certified_bound(world), world.grid.cells
+        steps = max(len(world.scenario.trip_steps), len(world.scenario.demand) if world.scenario.demand.ndim == 2 else 1)
+        rest = "the last one repeats" if steps < world.horizon else f"those after step {world.horizon} are not used"
+        lengths = f"\nThe city has {steps} steps, an episode {world.horizon}: {rest}; --horizon {steps} uses each once"
         return (
             f"{world.scenario.name}, {cells} x {cells} cells{keeps}\n"
             f"No policy earns more than {bound.upper:.3f} nats in {world.horizon} steps "
-            f"(KL {bound.kl:.4f} per step) and is safe"
+            f"(KL {bound.kl:.4f} per step) and is safe" + lengths * (steps not in (1, world.horizon))
         )
     safe = ", which need not be safe" if floors else ""
     return (

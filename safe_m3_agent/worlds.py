@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mf_taxi_env import CongestedMotion, FreeMotion, Motion, ParticleMDP, Scenario, SwarmMDP, TaxiMDP, TorusMotion
+from mf_taxi_env.checks import plain_number
 from mf_taxi_env.safety import (
     Constraint,
     DistanceCap,
@@ -69,7 +70,7 @@ def world_facts(mdp: ParticleMDP) -> dict[str, Any]:
         facts["kind"] = "swarm" if type(mdp) is SwarmMDP else "custom"
         facts |= {"dt": mdp.dt, "max_speed": mdp.max_speed, "density_term": mdp.density_term}
     # As a file gives it back, so that the two compare: JSON knows no tuples.
-    restored: dict[str, Any] = json.loads(json.dumps(facts))
+    restored: dict[str, Any] = json.loads(json.dumps(facts, default=plain_number))
     return restored
 
 

@@ -55,17 +55,21 @@ def scan(
     kind = path.name.lower()
     try:
         if kind.endswith((".parquet", ".pq")):
-            frame = pl.scan_parquet(path)
+            frame = pl.scan_parquet(path, glob=False)  # the path as it is: brackets in it are no pattern
         elif kind.endswith((".csv", ".csv.gz", ".csv.zst")):
             # As text: a single malformed number must be counted and named, not abort the reader.
-            frame = pl.scan_csv(path, infer_schema=False)
+            frame = pl.scan_csv(path, infer_schema=False, glob=False)
         else:
             raise ValueError(f"{path}: {what}s must be a {FORMATS} file")
         names = frame.collect_schema().names()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise unreadable(path, error) from error
     actual = {name: columns.get(name, name) for name in needed(names)}
-    missing = [f"{column!r} (for {name})" for name, column in actual.items() if column not in names]
+    missing = [f"{column!r} (for {name})" for name, column in {**actual, **columns}.items() if column not in names]
+    if missing and len(names) == 1 and any(sign in names[0] for sign in ";\t|"):
+        raise ValueError(
+            f"{path}: columns must be separated by commas, and numbers have decimal points; its first line is {names[0]!r}"
+        )
     if missing:
         raise ValueError(
             f"{path} has no column {', '.join(missing)}; it has {names}. Map our names to the file's with columns={{...}}"
@@ -79,11 +83,12 @@ def unreadable(path: Path, error: BaseException) -> ValueError:
     return ValueError(f"{path} cannot be read: {lines[0] if lines else type(error).__name__}")
 
 
-def as_number(name: str) -> pl.Expr:
-    """A column as floating-point numbers, null where unreadable."""
+def as_number(name: str, kind: pl.DataType) -> pl.Expr:
+    """A column of a type as floating-point numbers, null where unreadable; text may have blanks around them."""
     import polars as pl
 
-    return pl.col(name).cast(pl.Float64, strict=False)
+    column = pl.col(name).str.strip_chars() if kind == pl.String else pl.col(name)
+    return column.cast(pl.Float64, strict=False)
 
 
 def local_time_text(name: str) -> pl.Expr:

@@ -101,7 +101,7 @@ class Scenario:
 
     @property
     def demand_entropy(self) -> float:
-        """Entropy of the demand (its mean over steps) as a share of ``log K``."""
+        """Entropy of the demand, of its mean where it changes by step, as a share of ``log K``."""
         if self.demand.shape[-1] == 1:
             return 1.0
         mean = self.demand.reshape(-1, self.demand.shape[-1]).mean(0)

@@ -37,10 +37,11 @@ def trips_from_traces(
     record cuts, since where they started or ended is not known. Rows need not be in order.
 
     Args:
-        source: CSV (``.csv``, also ``.csv.gz``) or Parquet file, one row per position: taxi, time, longitude, latitude in
-            degrees, and whether a passenger is in (0 and 1, or false and true). A time is a date with a time of day, or a time
-            of day alone, all rows being of one day; in text the date is ISO 8601's (``2014-01-20``) or, in all rows alike, day
-            first (``20/01/2014``). A zone (``Z``, ``UTC``, ``GMT``, ``+08:00``) is ignored: local time, as written.
+        source: CSV (``.csv``, ``.csv.gz``, ``.csv.zst``) or Parquet file, one row per position: taxi, time, longitude,
+            latitude in degrees, and whether a passenger is in (0 and 1, or false and true). A time is a date with a time of
+            day, or a time of day alone, all rows being of one day; in text the date is ISO 8601's (``2014-01-20``) or, in all
+            rows alike, day first (``20/01/2014``). A zone (``Z``, ``UTC``, ``GMT``, ``+08:00``) is ignored: local time, as
+            written.
         out: Trip file to write, ``.csv`` or ``.parquet``, whole or not at all: ``taxi``, ``pickup_time``, ``pickup_lon``,
             ``pickup_lat``, ``dropoff_time``, ``dropoff_lon``, ``dropoff_lat``.
         columns: Maps our names (``taxi``, ``time``, ``lon``, ``lat``, ``occupied``) to the file's, where they differ.
@@ -48,8 +49,8 @@ def trips_from_traces(
         bad_rows: ``"raise"`` refuses a file with unreadable or impossible values; ``"drop"`` leaves out such rows, counted.
 
     Returns:
-        Counts: ``rows`` read, ``bad_rows``, ``taxis``, ``gaps``, ``trips`` written, ``pickups_only`` (trips left out whose
-        start was seen, but not the end) and ``dropoffs_only`` (the reverse).
+        Counts: ``rows`` read, ``bad_rows``, ``taxis``, ``gaps``, ``trips`` written, ``pickups_only`` (pick-ups left
+        out, as their drop-off was not seen) and ``dropoffs_only`` (the reverse; a gap within a trip makes one of each).
 
     Raises:
         FileNotFoundError: If there is no such file, or no folder for the output.
@@ -109,8 +110,8 @@ def describe(facts: Mapping[str, int]) -> str:
             f"{facts['rows']:>12,} rows of {facts['taxis']:,} taxis",
             f"{facts['bad_rows']:>12,} left out: unreadable values",
             f"{facts['gaps']:>12,} gaps in the record",
-            f"{facts['pickups_only']:>12,} trips left out: end not seen",
-            f"{facts['dropoffs_only']:>12,} trips left out: start not seen",
+            f"{facts['pickups_only']:>12,} pick-ups left out: the drop-off not seen",
+            f"{facts['dropoffs_only']:>12,} drop-offs left out: the pick-up not seen",
             f"{facts['trips']:>12,} trips",
         )
     )
@@ -120,8 +121,8 @@ def _typed(frame: pl.LazyFrame) -> pl.LazyFrame:
     """Columns of their types, null where unreadable."""
     import polars as pl
 
-    time = pl.col("time")
-    kind = frame.collect_schema()["time"]
+    schema = frame.collect_schema()
+    time, kind = pl.col("time"), schema["time"]
     if kind == pl.String:
         text = local_time_text("time")
         time = pl.coalesce(text.str.to_datetime(strict=False), (NO_DAY + " " + text).str.to_datetime(strict=False))
@@ -132,8 +133,8 @@ def _typed(frame: pl.LazyFrame) -> pl.LazyFrame:
         pl.col("taxi").cast(pl.String),
         # Local time as written: trips are chosen by time of day.
         time.dt.replace_time_zone(None).cast(pl.Datetime("us")),
-        as_number("lon"),
-        as_number("lat"),
+        as_number("lon", schema["lon"]),
+        as_number("lat", schema["lat"]),
         flag.replace_strict(OCCUPIED, default=None, return_dtype=pl.Boolean).alias("occupied"),
     )
 

@@ -132,8 +132,8 @@ def _selected(path: Path, window: Window | None, columns: Mapping[str, str]) -> 
     import polars as pl
 
     schema = frame.collect_schema()
-    numbers = [as_number(name) for name in COORDINATES]
-    numbers.append(as_number("trips") if "trips" in schema else pl.lit(1.0).alias("trips"))
+    numbers = [as_number(name, schema[name]) for name in COORDINATES]
+    numbers.append(as_number("trips", schema["trips"]) if "trips" in schema else pl.lit(1.0).alias("trips"))
     if window:
         check_time_type(path, columns.get("pickup_time", "pickup_time"), schema["pickup_time"])
         time, kind = pl.col("pickup_time"), schema["pickup_time"]
@@ -158,9 +158,13 @@ def _in_box(lon: str, lat: str, box: Box, half: tuple[float, float]) -> pl.Expr:
     import polars as pl
 
     west, east, south, north = box
-    # A source cell counts as inside as soon as it overlaps the box.
-    horizontal = (pl.col(lon) + half[0] >= west) & (pl.col(lon) - half[0] <= east)
-    return horizontal & (pl.col(lat) + half[1] >= south) & (pl.col(lat) - half[1] <= north)
+
+    def within(column: str, low: float, high: float, half: float) -> pl.Expr:
+        value = pl.col(column)
+        # A source cell counts as inside as soon as it overlaps the box; a point on the edge does, too.
+        return (value + half > low) & (value - half < high) if half else value.is_between(low, high)
+
+    return within(lon, west, east, half[0]) & within(lat, south, north, half[1])
 
 
 def _parsed(window: Window) -> tuple[int, int]:
@@ -248,7 +252,8 @@ def _check(
         if usable == 0 and would and (keep_going or facts["bad_rows"] == bad_as_swapped):
             raise ValueError(
                 f"{path}: longitude and latitude look swapped: no {what} lies in the box {box}, and {would} of {rows} would "
-                f"with {end}_lon and {end}_lat exchanged. Correct it with columns={{'{end}_lon': ..., '{end}_lat': ...}}"
+                f"with {end}_lon and {end}_lat exchanged. Where the box is right, which is (west, east, south, north), correct "
+                f"the file's columns with columns={{'{end}_lon': ..., '{end}_lat': ...}}"
             )
     if facts["bad_rows"] and not keep_going:
         named = ", ".join(f"{count} in column {columns.get(name, name)!r}" for name, count in bad.items() if count)
@@ -264,4 +269,5 @@ def _check(
     read = f"{rows} rows read" + f", {facts['bad_rows']} of them unreadable" * bool(facts["bad_rows"])
     if window and facts["rows_outside_box"] == 0:
         raise ValueError(f"{path}: no trip starts in the window {window[0]} to {window[1]} ({read})")
-    raise ValueError(f"{path}: no trip starts in the box {box} ({read}, {facts['rows_outside_box']} outside it)")
+    late = f", {facts['rows_outside_window']} outside the window {window[0]} to {window[1]}" if window else ""
+    raise ValueError(f"{path}: no trip starts in the box {box} ({read}{late}, {facts['rows_outside_box']} outside the box)")

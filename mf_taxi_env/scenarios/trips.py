@@ -41,7 +41,8 @@ def scenario_from_trips(
     Rows outside are no error: their number is kept in ``provenance``. The file is streamed, so it may be larger than memory.
 
     Args:
-        source: CSV (``.csv``, also ``.csv.gz``) or Parquet file, one row per trip or per counted origin-destination pair.
+        source: CSV (``.csv``, ``.csv.gz``, ``.csv.zst``) or Parquet file, one row per trip or per counted pair of origin and
+            destination.
         box: Study area ``(west, east, south, north)`` in degrees.
         cells: Cells per axis, ``k``.
         window: Local times of day ``("19:00", "22:00")`` of the pick-up, start inclusive and end exclusive; may pass midnight.
@@ -148,14 +149,15 @@ def median_smoothed(mass: NDArray[np.float64], side: int) -> NDArray[np.float64]
 
 def _demand(path: Path, starts: NDArray[np.float64], smoothing: int, when: str | None) -> NDArray[np.float64]:
     """Demand ``[K]`` from the trips that start in each cell."""
-    if when and starts.sum() <= 0:
-        raise ValueError(f"{path}: no trip starts in the box from {when}: take fewer steps or a longer window")
+    if starts.sum() <= 0:
+        why = f" from {when}: take fewer steps or a longer window" if when else ": the counts of all rows that do are 0"
+        raise ValueError(f"{path}: no trip starts in the box{why}")
     demand = median_smoothed(starts, smoothing)
     if demand.sum() <= 0:
         cells, within = round(starts.size**0.5), f" from {when}" if when else ""
         raise ValueError(
             f"{path}: smoothing={smoothing} leaves no demand on {cells} x {cells} cells{within}: too few trips "
-            f"({starts.sum():.0f})"
+            f"({starts.sum():.0f}); smoothing=1 leaves them as counted"
         )
     demand /= demand.sum()
     return demand

@@ -14,6 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from mf_taxi_env import TaxiMDP, certified_bound
+from mf_taxi_env.bound import episode_score
 from mf_taxi_env.information import entropy_fraction
 from mf_taxi_env.render import UNIT, WIDE, colour_bar, common_scale, draw_map, maps_sheet, new_figure
 from mf_taxi_env.scenario_sheet import draw_arrows
@@ -31,6 +32,11 @@ MOST_COLUMNS_WIDE = 2
 ORIGINS = 3
 
 
+def demand_title(world: TaxiMDP) -> str:
+    """Title of a map of the last step's demand."""
+    return f"Demand, step {world.horizon}" if world.changes else "Demand"
+
+
 def fleets(curves: Sequence[tuple[str, Group]], title: str, left_out: int = 0) -> Drawing:
     """Demand, the fleet at the start, the best that is possible, and the fleet after learning, on maps of one colour scale.
 
@@ -42,13 +48,17 @@ def fleets(curves: Sequence[tuple[str, Group]], title: str, left_out: int = 0) -
     world = curves[0][1].world
     last = world.horizon - 1
     characters, (width, height) = _title_width(world), box_km(world.scenario.box)
-    panels = [("Demand", _numbers(world.demand(last))), ("Fleet at the start", _numbers(world.initial()))]
+    panels = [(demand_title(world), _numbers(world.demand(last))), ("Fleet at the start", _numbers(world.initial()))]
     names = ["demand", "start"]
     for label, group in curves:
         run = group.middle
         mu = run.executed.mu[-1]
         violations = int(run.executed.violations)
-        result = f"unsafe in {violations}/{world.horizon} steps" if violations else f"score {finite(run.history[-1].score, 2)}"
+        result = (
+            f"unsafe in {violations}/{world.horizon} steps"
+            if violations
+            else f"score {finite(episode_score(run.executed, world), 2)}"
+        )
         told = (f"{label}, seed {run.seed}", f"entropy {_percent(entropy_fraction(mu))}, {result}")
         panels.append(("\n".join(line for text in told for line in textwrap.wrap(text, characters)), _numbers(mu)))
         names.append(f"{label}, seed {run.seed}")
@@ -100,8 +110,9 @@ def trips_and_flows(run: RecordedRun, title: str) -> Drawing:
     *trip_axes, flow_axes = grid.flat
     scale, centres = common_scale([*rows, after]), _centres(world)
     wrapped = functools.partial(textwrap.fill, width=_title_width(world))
+    at = ", step 1" * world.changes
     for number, (axes, origin, row) in enumerate(zip(trip_axes, origins, rows, strict=False), start=1):
-        draw_map(axes, row, box, norm=scale.norm, title=wrapped(f"Where trips from origin {number} end"))
+        draw_map(axes, row, box, norm=scale.norm, title=wrapped(f"Where trips from origin {number} end{at}"))
         axes.plot(*centres[origin], "*", color="white", markeredgecolor="black", markersize=15)
     for axes in trip_axes[len(origins) :]:
         axes.set_axis_off()

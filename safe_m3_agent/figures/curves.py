@@ -12,10 +12,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mf_taxi_env import TaxiMDP, certified_bound
+from mf_taxi_env.bound import stay_return
 from mf_taxi_env.fleet_metrics import step_minutes
 from mf_taxi_env.render import new_figure
 from safe_m3_agent.figures.drawing import Drawing, Table
-from safe_m3_agent.figures.recorded import Group, staying_put
+from safe_m3_agent.figures.recorded import Group
 from safe_m3_agent.figures.seeds import Summary, described, summary
 from safe_m3_agent.figures.style import GREEN, GREY, LINES, RED, Line, caption, clean, legend_below, logarithmic, unsafe_below
 
@@ -35,7 +36,7 @@ def learning(curves: Sequence[Curve], title: str, *, with_doubt: bool = False) -
         with_doubt: Add a panel with the model's epistemic standard deviation.
     """
     world = curves[0][1].world
-    bound, stay = certified_return(world), float(staying_put(world).returns)
+    bound, stay = certified_return(world), stay_return(world)
     figure = new_figure((8.5, 7.6 if with_doubt else 5.2), "constrained")
     shape = {"height_ratios": (3, 2)} if with_doubt else {}
     panels: list[Axes] = figure.subplots(1 + with_doubt, 1, sharex=True, squeeze=False, gridspec_kw=shape)[:, 0].tolist()
@@ -109,6 +110,7 @@ def trade_off(curves: Sequence[Curve], title: str) -> Drawing:
     )
     lowest, highest = bottom.get_ylim()
     limit = 0.0 if floor is None else floor
+    highest = max(highest, limit + 0.05 * (limit - lowest))  # the floor is to be seen, also from far below
     bottom.set_ylim(min(lowest, limit - 0.12 * (highest - limit)), highest)
     unsafe_below(bottom, limit, "unsafe" if floor is None else f"unsafe: below the floor of {100 * floor:g} %")
     _finish(panels, title)

@@ -12,12 +12,13 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentForm
 from numpy.typing import NDArray
 
 from mf_taxi_env import TaxiMDP
+from mf_taxi_env.bound import stay_return
 from mf_taxi_env.fleet_metrics import Estimate
 from mf_taxi_env.information import kl_divergence
 from mf_taxi_env.render import new_figure
 from safe_m3_agent.figures.curves import certified_return, safety_shown, step_axis
 from safe_m3_agent.figures.drawing import Drawing, Table
-from safe_m3_agent.figures.recorded import single_floor, staying_put
+from safe_m3_agent.figures.recorded import single_floor
 from safe_m3_agent.figures.seeds import summary
 from safe_m3_agent.figures.style import (
     BLACK,
@@ -189,7 +190,7 @@ def _objective_axis(axes: Axes, world: TaxiMDP) -> None:
     """Divergence on a logarithmic axis, and on the right the scores that it stands for."""
     logarithmic(axes)
     axes.set_ylabel("KL to the demand, nats\n(minus the return, divided by the steps)")
-    bound, stay = certified_return(world), -float(staying_put(world).returns) / world.horizon
+    bound, stay = certified_return(world), -stay_return(world) / world.horizon
     axes.axhline(stay, color=GREY, linestyle=":", linewidth=1.2)
     edge: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 9, "ha": "right"}
     axes.annotate("staying put, mean field", (0.99, stay), xytext=(0, 4), va="bottom", color=GREY, **edge)
@@ -282,6 +283,7 @@ def along_the_episode(curve: FleetCurve, title: str) -> Drawing:
     if constrained:
         lowest, highest = panels[1].get_ylim()
         limit = 0.0 if floor is None else floor
+        highest = max(highest, limit + 0.05 * (limit - lowest))  # the floor is to be seen, also from far below
         panels[1].set_ylim(min(lowest, limit - 0.15 * (highest - limit)), highest)
         name = "smallest margin" if floor is None else "entropy of the fleet\n(share of the maximum)"
         panels[1].set_ylabel(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mf_taxi_env import FleetSimulator
 from mf_taxi_env.render import maps_sheet
-from safe_m3_agent.figures.city_maps import cell_table
+from safe_m3_agent.figures.city_maps import cell_table, demand_title
 from safe_m3_agent.figures.drawing import Drawing, save_drawing
 from safe_m3_agent.figures.finite_fleets import FleetCurve, along_the_episode, fleet_sizes
 from safe_m3_agent.fleet_evaluation import Subject
@@ -40,7 +40,7 @@ def fleet_map(subject: Subject, episodes: Sequence[FleetEpisode]) -> Drawing:
     }
     demand, reached, _ = columns.values()
     figure = maps_sheet(
-        [("Demand", demand), (f"Fleet in the mean field, step {world.horizon}", reached)],
+        [(demand_title(world), demand), (f"Fleet in the mean field, step {world.horizon}", reached)],
         world.scenario.box,
         points=(f"{shown.taxis:,} taxis, step {world.horizon}", rollout.positions.double().cpu().numpy()),
         title=f"{world.scenario.name}: where passengers are, and where the policy takes the fleet",

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mf_taxi_env import EntropyFloor, TaxiMDP, Trajectory
@@ -21,7 +20,6 @@ from safe_m3_agent.config import Config, ModelName
 from safe_m3_agent.fleet_evaluation import Subject, recorded_fleets
 from safe_m3_agent.fleet_table import FleetEpisode
 from safe_m3_agent.history import History
-from safe_m3_agent.policy import make_policy
 from safe_m3_agent.run import HISTORY_FILE
 from safe_m3_agent.worlds import world_facts
 
@@ -196,13 +194,6 @@ def single_floor(world: TaxiMDP) -> float | None:
     if len(world.constraints) == 1 and isinstance(world.constraints[0], EntropyFloor):
         return world.constraints[0].fraction
     return None
-
-
-def staying_put(world: TaxiMDP) -> Trajectory:
-    """The episode of a fleet that does not reposition."""
-    stay = make_policy(Config().policy, world, torch.Generator(world.device))
-    with torch.no_grad():
-        return world.rollout(stay)
 
 
 def with_floor(world: TaxiMDP, floor: float) -> TaxiMDP:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mf_taxi_env import ParticleMDP, TaxiMDP
+from mf_taxi_env import EntropyFloor, ParticleMDP, TaxiMDP
 from mf_taxi_env.bound import possible_return, stay_return
 from safe_m3_agent.figures.style import BLUE, GREEN, GREY, ORANGE, RED, clean
 from safe_m3_agent.history import History
@@ -47,7 +47,11 @@ def learning_curve(history: History, mdp: ParticleMDP) -> Figure:
         top.axhline(1.0, color=GREEN, linestyle="--", linewidth=1.2)
         top.annotate(unit, (0.01, 1.0), xytext=(0, -4), va="top", color=GREEN, **edge)
     top.annotate("staying put", (0.99, stay), xytext=(0, 4), va="bottom", ha="right", color=GREY, **edge)
-    top.set_ylabel("return" if unit is None else "score\n(0 = staying put, 1 = bound)")
+    top.set_ylabel(
+        "return"
+        if unit is None
+        else f"score\n(0 = staying put, 1 = {'bound' if isinstance(mdp, TaxiMDP) else 'analytic control'})"
+    )
     if unit is not None:
         finite = earned[np.isfinite(earned)].tolist()
         top.set_ylim(min([-0.05, *finite]) - 0.02, max([1.0, *finite]) + 0.08)
@@ -67,7 +71,8 @@ def learning_curve(history: History, mdp: ParticleMDP) -> Figure:
         bottom.plot(episodes[violated], margin[violated], "x", color=RED, markersize=8, label="violation")
     bottom.set_ylim(min(-0.4 * top_of_view, 1.1 * float(known.min())), top_of_view)
     bottom.annotate("unsafe", (0.99, 0.0), xytext=(0, -4), va="top", ha="right", color=RED, **edge)
-    bottom.set_ylabel("safety margin\n(nats of entropy)")
+    nats = all(isinstance(one, EntropyFloor) for one in mdp.constraints)
+    bottom.set_ylabel("safety margin" + "\n(nats of entropy)" * nats)
     bottom.set_xlabel("episode")
     bottom.legend(loc="upper right", frameon=False, fontsize=9)
     for axes in (top, bottom):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import plain_numbers, whole_number
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.space import CUBE, Space
 from safe_m3_agent.model import truncated_likelihood, wrapped_likelihood
@@ -39,7 +39,8 @@ class EnsembleConfig:
             the fleet has never been spread unevenly no data speak of it, and it is all that is known.
         residual_scale: Prior standard deviation of the hidden units' coefficients: small, for motion is nearly linear in the
             action.
-        learn_noise: Learn a variance head instead of using the world's known noise.
+        learn_noise: Learn a variance head, for likelihood and calibration; the learned world keeps the world's known noise,
+            within a factor of ten of which the head stays.
     """
 
     members: int = 10
@@ -55,6 +56,7 @@ class EnsembleConfig:
     learn_noise: bool = False
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         for name, least in (("members", 2), ("steps", 0), ("rounds", 0), ("batch_size", 1)):
             whole_number(f"ensemble.{name}", getattr(self, name), least)
         if len(self.hidden) != 2:

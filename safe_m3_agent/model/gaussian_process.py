@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import plain_numbers, whole_number
 from mf_taxi_env.grid import Grid
 from safe_m3_agent.model.dynamics_model import Belief, DynamicsModel
 from safe_m3_agent.model.edge_sites import clear_landings, propagate
@@ -47,8 +47,8 @@ class GPConfig:
         residual_scale: Median of the prior of the residual's standard deviation, in sides of the unit square: small, for motion
             is nearly linear in the action. It is never learned to be less than a fifth of this.
         lengthscale: Median of the prior of the residual's length scales, in standard deviations of a uniform input.
-        learn_noise: Learn the noise's level, one per axis, instead of using the world's known one. It comes out some
-            percent low.
+        learn_noise: Learn the noise's level, one per axis, for likelihood and calibration; the learned world keeps the known
+            one. It comes out some percent low.
     """
 
     kind: GPKind = "sparse"
@@ -64,6 +64,7 @@ class GPConfig:
     learn_noise: bool = False
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if self.kind not in get_args(GPKind):
             raise ValueError(f"gp.kind must be one of {get_args(GPKind)}, got {self.kind!r}")
         for name, least in (("inducing", 1), ("members", 2), ("features", 1), ("steps", 0), ("subset", 1)):

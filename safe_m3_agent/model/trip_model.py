@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import plain_numbers, whole_number
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.mdp import ParticleMDP
 from mf_taxi_env.scenarios.city import box_km
@@ -49,6 +49,7 @@ class TripConfig:
     decay_scale: float = 5.0
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         whole_number("trips.members", self.members, least=2)
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"trips.beta must be a finite number >= 0, got {self.beta!r}")
@@ -285,7 +286,7 @@ def make_trip_model(
     if not isinstance(world, TaxiMDP):
         raise ValueError(f"learn_trips needs a world with trips, a TaxiMDP, got a {type(world).__name__}")
     steps = len(world.scenario.trip_steps)
-    if steps > 1:
+    if steps > 1 and world.horizon > 1:
         raise ValueError(f"learn_trips needs trips that are the same at all steps, got a scenario with {steps} of them")
     demand = torch.stack([world.demand(t) for t in range(world.horizon)]).mean(0)
     return TripModel(config, world.grid, demand, box_km(world.scenario.box), generator, calibration)

@@ -96,6 +96,8 @@ class Perturbed:
         self.modes = modes
         self.generator = generator
         self._parameters: dict[str, Tensor] = {}
+        by_cell = {id(one) for one in (*actor.policy.per_cell(), actor.eta)}
+        self._smooth = {name for name, one in actor.named_parameters() if id(one) in by_cell}
 
     def field(self, mu: Tensor, t: int) -> Tensor:
         if t % self.hold == 0:
@@ -110,7 +112,7 @@ class Perturbed:
 
     def _copies(self, name: str, value: Tensor) -> Tensor:
         shape = (len(self.nominal), *value.shape)
-        if name.endswith(("logits", "eta")):
+        if name in self._smooth:
             noise = self.modes.noise(*shape, generator=self.generator)
         else:
             noise = torch.randn(shape, generator=self.generator, dtype=value.dtype, device=value.device)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import plain_numbers, whole_number
 from mf_taxi_env.mdp import Field
 from safe_m3_agent.barrier import relaxed_log_barrier, width_at
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
@@ -40,6 +40,7 @@ class BPTTConfig:
     gradient_clip: float = 1.0
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         for name, least in (("epochs", 1), ("renewal", 0)):
             whole_number(f"bptt.{name}", getattr(self, name), least)
         for name in ("learning_rate", "gradient_clip"):
@@ -73,7 +74,7 @@ class BPTTPlanner(Planner):
         effort: int = 1,
     ) -> Plan:
         """Improve a copy of ``policy``; see :meth:`Planner.plan`. Nothing here is random: ``generator`` is left alone."""
-        policy = copy.deepcopy(policy)
+        policy = copy.deepcopy(policy).requires_grad_(True)  # a caller may have frozen what it was shown
         parameters = list(policy.parameters())
         worlds = planned_worlds(mdp, adversaries)
         eta = torch.zeros(mdp.grid.size, mdp.action_dim // 2, dtype=mdp.dtype, device=mdp.device, requires_grad=optimistic)
@@ -102,7 +103,7 @@ class BPTTPlanner(Planner):
         feasible = bool(best.value > -math.inf)
         if feasible:
             best.restore(parameters)
-        return Plan(policy.requires_grad_(True), float(objective.detach()), feasible)
+        return Plan(policy, float(objective.detach()), feasible)
 
     def _first_rate(self, weight: float) -> float:
         """Learning rate at the start of a plan with a barrier of this weight."""

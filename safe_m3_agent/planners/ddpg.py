@@ -295,7 +295,8 @@ def _check_numbers(metrics: dict[str, Tensor]) -> None:
     if broken:
         raise FloatingPointError(
             f"MF-DDPG's plan broke down: its last round has {', '.join(broken)}. The policy in use and all that was learned "
-            "are intact; a smaller ddpg.critic_rate or ddpg.actor_step may help"
+            "are intact; a smaller ddpg.critic_rate or ddpg.actor_step may help, in "
+            "another run from here: SafeM3UCRL(world, config, first=agent.policy)"
         )
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import plain_numbers, whole_number
 from safe_m3_agent.planners.critic import CriticKind
 
 NoiseKind = Literal["parameter", "action", "none"]
@@ -66,6 +66,7 @@ class DDPGConfig:
     trust_region: bool = True
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         for name, allowed in (("critic", get_args(CriticKind)), ("noise", get_args(NoiseKind))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"ddpg.{name} must be one of {allowed}, got {getattr(self, name)!r}")

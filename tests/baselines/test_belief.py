@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import pytest
@@ -11,19 +10,17 @@ from torch import Tensor
 
 from baselines import FluidLP, GreedyTransport, Proportional, RollingLP, Stay
 from baselines.aiming import AimedPolicy
-from baselines.belief import BARRIERS, BelievedMotion, MotionStudy, with_least_barrier
+from baselines.belief import BARRIERS, BelievedMotion, MotionStudy, Moves, Replayed, with_least_barrier
 from mf_taxi_env import CongestedMotion, EntropyFloor, Grid, TaxiMDP, load_scenario
 from safe_m3_agent import Config
-from safe_m3_agent.hallucination import HallucinatedMDP
-from safe_m3_agent.model.dynamics_model import Belief, KnownModel
 from safe_m3_agent.model.ensemble import EnsembleConfig
 
 QUICK = Config(representative_agents=8, ensemble=EnsembleConfig(members=4, hidden=(4, 4), steps=20))
 
 
-def town(floor: float = 0.8, lipschitz: float = 0.1, **options: object) -> TaxiMDP:
+def town(floor: float = 0.8, **options: object) -> TaxiMDP:
     """A small Shenzhen."""
-    given: dict[str, object] = {"constraints": [EntropyFloor(floor, lipschitz)], "horizon": 6, "noise_std": 0.03}
+    given: dict[str, object] = {"constraints": [EntropyFloor(floor)], "horizon": 6, "noise_std": 0.03}
     return TaxiMDP(load_scenario("shenzhen", cells=5), **{**given, **options})  # type: ignore[arg-type]
 
 
@@ -134,25 +131,30 @@ def test_a_barrier_that_bisection_misses_is_found() -> None:
     assert found is not None and found.barrier == BARRIERS[1]
 
 
-class Doubtful(KnownModel):
-    """Knows the motion, and doubts it by as much everywhere."""
-
-    exact = False
-
-    def predict(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Belief:
-        belief = super().predict(positions, mu, actions)
-        return belief._replace(epistemic=torch.full_like(belief.epistemic, 0.03))
-
-
 def test_doubt_asks_for_more_barrier() -> None:
-    """In a learned world every margin has to outweigh what is not known of the motion, summed up to its step."""
-    mdp = town(0.6, lipschitz=1.0)
-    doubt = 0.03 * math.sqrt(2) * torch.arange(1, 7)
-    safe = [bool((mdp.rollout(Leaning(barrier)).margins[:, 0] >= doubt).all()) for barrier in BARRIERS]
-    sure = with_least_barrier(Leaning, mdp)
-    unsure = with_least_barrier(Leaning, HallucinatedMDP(mdp, Doubtful(mdp.motion, mdp.noise.std), 0.0))
-    assert sure is not None and unsure is not None
-    assert unsure.barrier == BARRIERS[safe.index(True)] > sure.barrier
+    """In a learned world a policy has to keep the constraints in all plausible motions, not in the mean of them alone."""
+    mdp = town(0.6)
+    study = MotionStudy(mdp, 0, QUICK)
+    for _ in range(3):
+        study.episode()
+    world = study.world()
+    sure, unsure = with_least_barrier(Leaning, mdp), with_least_barrier(Leaning, world)
+    assert sure is not None and unsure is not None and unsure.barrier > sure.barrier
+    members, radius = world.doubts[0]
+    z = torch.nn.functional.normalize(torch.randn(100, members, generator=torch.Generator().manual_seed(1)), dim=-1)
+    with torch.no_grad():
+        assert float(world.rollout(Leaning(sure.barrier)).worst_margin) >= 0  # in the mean it would do
+        assert float(world.plausible(radius * z).rollout(unsure).worst_margin.min()) >= 0
+
+
+def test_what_is_judged_is_what_was_done() -> None:
+    """The fields of an episode, replayed in a batch of worlds, are those of its steps."""
+    mdp = town(0.6)
+    moves = Moves(Leaning(0.01))
+    path = mdp.rollout(moves)
+    again = mdp.rollout(Replayed(moves.fields), mdp.initial((3,)))
+    assert len(moves.fields) == mdp.horizon
+    torch.testing.assert_close(again.mu, path.mu.expand(3, -1, -1))
 
 
 @pytest.mark.parametrize("make", [Proportional, GreedyTransport, FluidLP, RollingLP])

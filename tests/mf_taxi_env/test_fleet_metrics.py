@@ -26,6 +26,7 @@ from mf_taxi_env.fleet_metrics import (
     mean_field_metrics,
     over_runs,
 )
+from mf_taxi_env.scenarios.city import box_km
 
 Make = Callable[..., Scenario]
 
@@ -226,3 +227,19 @@ def test_every_step_is_measured_against_its_own_demand(make_scenario: Make) -> N
         expected = float((rho * (rho / path.mu[t + 1]).log()).nan_to_num(0.0).sum())
         assert float(measured["kl"][t]) == pytest.approx(expected, rel=1e-4)
     assert not torch.allclose(city.demand(0), city.demand(1))
+
+
+@pytest.mark.parametrize("reach", [0.0, 0.7, 1.5, 1000.0])
+def test_reach_is_that_of_all_pairs_of_cells(make_scenario: Make, reach: float) -> None:
+    """In a city that is wider than high: whoever has a covered centre within reach, by a loop over all pairs."""
+    city = TaxiMDP(replace(make_scenario(4), box=(0.0, 0.04, 0.0, 0.02)), horizon=2)
+    residents = torch.linspace(1.0, 2.0, 16)
+    path = city.rollout(Drift(city))
+    floor = float(16 * path.mu[1:].median())
+    settings = MetricSettings(residents=residents, reach_km=reach, coverage_floor=floor)
+    found = mean_field_metrics(path, city, settings)["residents_in_reach"]
+    places = city.centers.double() * torch.tensor(box_km(city.scenario.box))
+    for t in range(2):
+        covered = path.mu[t + 1] >= floor / 16
+        near = [any(float((places[c] - places[d]).norm()) <= reach + 1e-6 for d in covered.nonzero()[:, 0]) for c in range(16)]
+        assert float(found[t]) == pytest.approx(float(residents[torch.tensor(near)].sum() / residents.sum()), rel=1e-5)

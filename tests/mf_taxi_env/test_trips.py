@@ -692,3 +692,46 @@ def test_a_bad_floor_is_refused_before_the_file_is_read(tmp_path: Path) -> None:
     """A file of gigabytes is not streamed for nothing: here there is none at all."""
     with pytest.raises(ValueError, match=r"entropy_floor .*95"):
         build(tmp_path / "none.csv", entropy_floor=95)
+
+
+def test_a_path_is_no_pattern(write: Write) -> None:
+    """Brackets, stars and question marks in names are themselves; another file that they would match is left alone."""
+    write(GOOD, GOOD, name="trips1.csv")
+    assert build(write(GOOD, name="trips[1].csv")).provenance["rows"] == 1
+
+
+def test_blanks_around_numbers_are_no_error(write: Write) -> None:
+    """As some programs write them, after every comma."""
+    assert build(write("10.5, 45.5 , 10.5,45.5, 3 ", header=HEADER + ",trips")).provenance["trips"] == 3.0
+
+
+def test_other_separators_are_named(write: Write) -> None:
+    """Semicolons, as Excel writes them where decimals have commas: no advice on names would help."""
+    with pytest.raises(ValueError, match=r"columns must be separated by commas.*'pickup_lon;pickup_lat"):
+        build(write("10,5;45,5;10,5;45,5", header=HEADER.replace(",", ";")))
+
+
+def test_a_mapping_that_is_not_needed_has_to_fit_as_well(write: Write) -> None:
+    """A misspelt column is told, not passed over because there is no window."""
+    with pytest.raises(ValueError, match=r"no column 'tpep' \(for pickup_time\)"):
+        build(write(GOOD), columns={"pickup_time": "tpep"})
+
+
+def test_what_left_no_trip_is_told(write: Write) -> None:
+    """The window, where that is why; counts of zero, where those are; and the box beside columns that look swapped."""
+    rows = [f"{GOOD},2020-01-20 12:00:00"] * 9 + ["9.5,45.5,10.5,45.5,2020-01-20 19:30:00"]
+    path = write(*rows, header=HEADER + ",pickup_time")
+    with pytest.raises(ValueError, match=r"10 rows read, 9 outside the window 19:00 to 22:00, 1 outside the box"):
+        build(path, window=("19:00", "22:00"))
+    with pytest.raises(ValueError, match=r"no trip starts in the box: the counts of all rows that do are 0"):
+        build(write(GOOD + ",0", header=HEADER + ",trips"))
+    with pytest.raises(ValueError, match=r"Where the box is right, which is \(west, east, south, north\)"):
+        build(write("45.5,10.5,45.5,10.5"))
+
+
+def test_source_cells_that_only_touch_the_box_are_outside(write: Write) -> None:
+    """They bring nothing; a point on the edge is in."""
+    rows = ("10.5,45.5,10.5,45.5", "9.75,45.5,10.5,45.5", "10.5,46.25,10.5,45.5")
+    facts = build(write(*rows), source_cell=(0.5, 0.5)).provenance
+    assert (facts["rows_outside_box"], facts["trips"]) == (2, 1.0)
+    assert build(write("11.0,46.0,10.5,45.5")).provenance["rows_outside_box"] == 0

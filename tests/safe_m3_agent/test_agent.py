@@ -16,7 +16,17 @@ import numpy as np
 import pytest
 import torch
 
-from mf_taxi_env import DistanceCap, EntropyFloor, FleetSimulator, Scenario, SwarmMDP, TaxiMDP, load_scenario
+from mf_taxi_env import (
+    DistanceCap,
+    EntropyFloor,
+    FleetSimulator,
+    RegionCoverage,
+    Scenario,
+    SwarmMDP,
+    TaxiMDP,
+    bound,
+    load_scenario,
+)
 from mf_taxi_env.fleet_metrics import corrected_margins
 from mf_taxi_env.information import entropy_fraction
 from mf_taxi_env.safety import scatter
@@ -595,3 +605,37 @@ def test_predict_asks_for_the_time_where_the_city_changes(
     SafeM3UCRL(world, tiny).predict(uniform)  # a field is blind to the distribution
     still = TaxiMDP(replace(one, demand=demand, trips=trips), horizon=1, noise_std=0.1)
     SafeM3UCRL(still, network.config).predict(uniform)
+
+
+def test_learns_inside_no_grad(world: TaxiMDP, tiny: Config) -> None:
+    """A caller who evaluates around it changes nothing."""
+    with torch.no_grad():
+        inside = SafeM3UCRL(world, tiny, seed=3).learn(2)
+    assert inside == SafeM3UCRL(world, tiny, seed=3).learn(2)
+
+
+def test_a_world_in_which_nothing_depends_on_the_policy_is_refused(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
+    """One step, rewarded for where it starts, and nothing to keep: no gradient, and said so before an episode."""
+    for settings, config in (({"constraints": []}, tiny), ({}, replace(tiny, constrained=False))):
+        with pytest.raises(ValueError, match="reward_timing='next'"):
+            SafeM3UCRL(make_world(horizon=1, reward_timing="current", **settings), config)
+    assert len(SafeM3UCRL(make_world(horizon=1, reward_timing="current"), tiny).learn(1)) == 1
+
+
+def test_a_solver_that_is_stuck_costs_no_episode(
+    make_world: Callable[..., TaxiMDP], tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is possible is then not known, and the score none; constraints that nothing meets are told before an episode."""
+
+    def stuck(*arguments: object, **named: object) -> None:
+        raise bound.NoBoundError("the solver finds no bound")
+
+    monkeypatch.setattr(bound, "certified_bound", stuck)
+    history = SafeM3UCRL(make_world(), tiny).learn(1)
+    assert math.isnan(history[0].score)
+    monkeypatch.undo()
+    everybody = make_world(constraints=[EntropyFloor(0.95), RegionCoverage([0], 0.9)])
+    agent = SafeM3UCRL(everybody, tiny)
+    with pytest.warns(UserWarning, match="staying put"), pytest.raises(ValueError, match="no distribution meets"):
+        agent.learn(1)
+    assert len(agent.history) == 0

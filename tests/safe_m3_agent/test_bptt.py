@@ -242,3 +242,13 @@ def test_gradients_are_clipped_as_set(make_world: Callable[..., TaxiMDP], monkey
     planner = BPTTPlanner(BPTTConfig(epochs=1, gradient_clip=clip), 0.01)
     planner.plan(known(world), FieldPolicy(world), weight=0.1, adversaries=NONE, optimistic=False, generator=UNUSED)
     assert given == [clip]
+
+
+def test_a_frozen_policy_is_planned_from(make_world: Callable[..., TaxiMDP]) -> None:
+    """A caller may have frozen what it was shown, to evaluate it: the plan's copy learns all the same, and it stays frozen."""
+    world = make_world(floor=0.9, horizon=4)
+    start = FieldPolicy(world)
+    frozen = FieldPolicy(world).requires_grad_(False)
+    ours, theirs = plan(world, start), plan(world, frozen)
+    assert torch.equal(ours.policy.logits, theirs.policy.logits)  # type: ignore[arg-type]
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())

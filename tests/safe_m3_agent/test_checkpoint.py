@@ -19,10 +19,12 @@ from torch import Tensor
 
 import safe_m3_agent
 from mf_taxi_env import (
+    CongestedMotion,
     Constraint,
     DistanceCap,
     EntropyFloor,
     FreeMotion,
+    Grid,
     KeepAway,
     RegionCapacity,
     RegionCoverage,
@@ -30,6 +32,7 @@ from mf_taxi_env import (
     SmoothedEntropyFloor,
     TaxiMDP,
     WeightedEntropyFloor,
+    load_scenario,
     safety,
 )
 from safe_m3_agent import Config, SafeM3UCRL
@@ -124,8 +127,24 @@ def test_numbers_may_be_numpys(world: TaxiMDP, tiny: Config, tmp_path: Path) -> 
     resumed = SafeM3UCRL.load(tmp_path)
     assert resumed.config == same and resumed.seed == 3
     assert resumed.save(tmp_path) == tmp_path
+    assert resumed.history == agent.history  # not np.float64(2.5) here and 2.5 there
     with pytest.raises(ValueError, match=r"seed must be an integer >= 0, got 1\.5"):
         SafeM3UCRL(world, same, seed=1.5)  # type: ignore[arg-type]
+
+
+def test_numbers_of_a_world_may_be_numpys(tiny: Config, tmp_path: Path) -> None:
+    """Noise, floor and congestion, too: the world that comes back is this one to the last bit."""
+    city = load_scenario("shenzhen", cells=5)
+    world = TaxiMDP(
+        city, horizon=2, noise_std=np.float32(0.1), constraints=[EntropyFloor(np.float32(0.8))], reward_timing="next",
+        motion=CongestedMotion(Grid(5), np.float32(0.05)),
+    )  # fmt: skip
+    agent = SafeM3UCRL(world, tiny, seed=3)
+    agent.learn(1)
+    again = SafeM3UCRL.load(agent.save(tmp_path))
+    assert again.mdp.noise.std == world.noise.std and type(world.noise.std) is float
+    assert again.learn(1) == agent.learn(1)
+    assert type(BarrierConfig(initial=np.float32(0.3)).initial) is float
 
 
 def test_an_agent_can_be_saved_before_its_first_episode(world: TaxiMDP, tiny: Config, tmp_path: Path) -> None:
@@ -307,7 +326,7 @@ def test_a_run_from_before_a_setting_goes_on(agent: SafeM3UCRL, saved: Path) -> 
     (saved / RUN_FILE).write_text(json.dumps(facts))
     agent.check_folder(saved)
     assert SafeM3UCRL.load(saved).history == agent.history
-    with pytest.raises(ValueError, match="another run: config"):
+    with pytest.raises(ValueError, match=r"another run: config\.learn_trips is False there and True here, by"):
         SafeM3UCRL(agent.mdp, replace(agent.config, learn_trips=True), seed=3).check_folder(saved)
 
 
@@ -375,7 +394,7 @@ def test_the_first_policy_is_part_of_the_run(world: TaxiMDP, tiny: Config, tmp_p
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         for other in (one for one in firsts if one is not first):
             stranger = fresh(other)
-            with pytest.raises(ValueError, match=r"another run: first in run\.json differ"):
+            with pytest.raises(ValueError, match=r"another run: first is .* there and .* here, by its run\.json"):
                 stranger.save(folder)
             with RunFolder(folder) as run, pytest.raises(ValueError, match="another run: first"):
                 stranger.learn(1, callback=run)

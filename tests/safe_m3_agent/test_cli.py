@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import torch
 pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
 
+from mf_taxi_env import Scenario, TaxiMDP
 from safe_m3_agent import SafeM3UCRL
 from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE
 from safe_m3_agent.cli import main
 from safe_m3_agent.model.ensemble import ProbabilisticEnsemble
 from safe_m3_agent.planners.bptt import BPTTPlanner, Plan
 from safe_m3_agent.run import EVENTS_FOLDER, FIGURES_FOLDER, HISTORY_FILE
+from safe_m3_agent.world_options import headline
 from safe_m3_agent.worlds import SCENARIO_FILE
 
 SMALL = [
@@ -377,3 +380,11 @@ def test_options_of_the_other_world_are_refused(
     """An option that would have no effect is not swallowed."""
     error = refusal(capsys, "train", *arguments, "--out", str(tmp_path / "new"))
     assert f"{option} is no option of --world {arguments[1]}" in error
+
+
+@pytest.mark.parametrize(("steps", "told"), [(3, None), (2, "the last one repeats"), (4, "those after step 3 are not used")])
+def test_a_city_of_another_length_is_told(random_city: Callable[..., Scenario], steps: int, told: str | None) -> None:
+    """Half an evening that is never used, or used twice, would go unnoticed."""
+    shown = headline(TaxiMDP(random_city(0, steps=steps), horizon=3))
+    assert len(shown.splitlines()) == (2 if told is None else 3)
+    assert told is None or f"The city has {steps} steps, an episode 3: {told}; --horizon {steps}" in shown

@@ -333,3 +333,20 @@ def test_the_learned_world_changes_with_the_true_one(random_city: Callable[..., 
         ours, true = learned.rollout(policy), world.rollout(policy)
     assert torch.equal(ours.mu, true.mu) and torch.equal(ours.rewards, true.rewards)
     assert not torch.allclose(world.shift(true.mu[1], 0), world.shift(true.mu[1], 1))
+
+
+class Stricter(TaxiMDP):
+    """A world of the user's own, with a reserve in every margin."""
+
+    def margins(self, mu: Tensor, log_mu: Tensor | None = None) -> Tensor:
+        return super().margins(mu, log_mu) - 0.01
+
+
+def test_the_learned_world_judges_as_the_true_one(world: TaxiMDP, model: ProbabilisticEnsemble) -> None:
+    """Margins, target and KL are known: those of the world itself, also where it has margins of its own."""
+    strict = Stricter(world.scenario, constraints=world.constraints, horizon=3, noise_std=0.1)
+    learned, mu = HallucinatedMDP(strict, model, BETA), world.initial()
+    assert torch.equal(learned.margins(mu), world.margins(mu) - 0.01)
+    target = learned.target(1)
+    assert target is not None and torch.equal(target, world.demand(1))
+    assert torch.equal(learned.target_kl(mu, 1), world.target_kl(mu, 1))

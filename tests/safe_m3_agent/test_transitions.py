@@ -38,3 +38,13 @@ def test_join_keeps_the_order() -> None:
 def test_a_distribution_is_kept_once() -> None:
     """However many taxis moved in it: a run's memory and checkpoints grow with its steps, not with taxis times cells."""
     assert moves(1000, 0, together=True).distributions.shape == (1, 4)
+
+
+def test_an_episode_like_the_one_before_adds_no_distributions() -> None:
+    """As all are while the policy in use stays: a long run's checkpoints grow with what is new."""
+    first, other = moves(3, 0), moves(3, 1)
+    again = first._replace(actions=other.actions)
+    store = reduce(Transitions.join, [first, again, other, first], Transitions.empty(torch.zeros(4), 2))
+    assert len(store.distributions) == 9  # the last one is not as the one before it
+    assert torch.equal(store.mu, torch.cat([first.mu, first.mu, other.mu, first.mu]))
+    assert torch.equal(store.actions, torch.cat([first.actions, other.actions, other.actions, first.actions]))
