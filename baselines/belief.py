@@ -25,6 +25,9 @@ from safe_m3_agent.transitions import Transitions
 #: Weights of the log-barrier that put the target inside the constraints by more and more; 0 is the optimum itself.
 BARRIERS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
+#: Half-width of a peer's confidence set in standard deviations, as in the experiments of arXiv 2306.17052.
+BETA = 1.0
+
 Policy = TypeVar("Policy", bound=Field)
 
 
@@ -79,7 +82,7 @@ class MotionStudy:
 
     def world(self) -> HallucinatedMDP:
         """The city as it is believed to be now; later episodes do not change it."""
-        return HallucinatedMDP(self.known, copy.deepcopy(self._model), beta=self.config.beta)
+        return HallucinatedMDP(self.known, copy.deepcopy(self._model), beta=BETA)
 
 
 def with_least_barrier(make: Callable[[float], Policy], world: MeanFieldMDP) -> Policy | None:

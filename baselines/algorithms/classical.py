@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from baselines.aiming import AimedPolicy
 from baselines.algorithm import Recorder, Task, register
 from baselines.algorithms.safe_m3 import BASE
-from baselines.belief import BARRIERS, BelievedMotion, MotionStudy, with_least_barrier
+from baselines.belief import BARRIERS, BETA, BelievedMotion, MotionStudy, with_least_barrier
 from baselines.heuristics import Proportional, RandomField, Stay
 from baselines.linear_programs import FluidLP, RollingLP
 from baselines.transport import GreedyTransport
@@ -43,10 +43,12 @@ class PeerSettings(OracleSettings):
     Attributes:
         agent: Settings of the agent whose taxis and model it has.
         growth: How many times as many episodes it has had at a record as at the one before; fewer where the budget ends.
+        beta: Half-width of the confidence set in which it has to be safe, in standard deviations.
     """
 
     agent: Config
     growth: int
+    beta: float
 
 
 class Aimed(Protocol):
@@ -102,7 +104,7 @@ def aimed_settings(make: Aimed, *, oracle: bool) -> OracleSettings:
     """The settings of a policy as they are: its parameters are those that it has by default, and :func:`_safe` the barrier."""
     given = inspect.signature(make).parameters.values()
     parameters = {one.name: one.default for one in given if one.kind is one.KEYWORD_ONLY and one.name != "barrier"}
-    return OracleSettings(parameters, BARRIERS) if oracle else PeerSettings(parameters, BARRIERS, BASE, GROWTH)
+    return OracleSettings(parameters, BARRIERS) if oracle else PeerSettings(parameters, BARRIERS, BASE, GROWTH, BETA)
 
 
 def _register(name: str, label: str, make: Aimed) -> None:
