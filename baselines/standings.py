@@ -14,6 +14,8 @@ from baselines.statistics import estimate
 
 #: Share of the final score that counts as learned.
 LEARNED = 0.8
+#: A score up to this is that of staying put, to the rounding of masses in float32.
+NOTHING = 1e-4
 #: How much of its budget a run may use, in steps or seconds, before the table marks it, as what is under way may be ended.
 ALLOWED = 1.2
 #: Characters of a commit in a table.
@@ -52,7 +54,7 @@ class Standing:
         env_steps: Mean number of steps of the true world.
         env_steps_learned: Mean number of steps to 80 % of a run's own final score.
         seconds_learned: Mean time to it.
-        learned: Runs with a final score above 0: those that the two are of.
+        learned: Runs with a final score above 0, by more than rounding: those that the two are of.
         seconds: Mean time of learning.
         served_demand: Share of requests served by finite fleets, mean; NaN where none were run.
         fleets: Finite fleets run with final policies.
@@ -216,7 +218,7 @@ class Learned(NamedTuple):
 
 def has_learned(run: RecordedRun) -> bool:
     """Whether the final policy is safe and better than staying put."""
-    return final(run).score > 0
+    return final(run).score > NOTHING
 
 
 def learned(run: RecordedRun) -> Learned:

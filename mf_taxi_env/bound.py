@@ -122,13 +122,14 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
         raise ValueError("distributions must be non-negative and sum to one in every row")
     if not bool(kept(mdp.margins(mu)).all()):
         return math.nan
-    mu = mu / mu.sum(-1, keepdim=True)  # float32 rounds
     bound = certified_bound(mdp)
     with torch.no_grad():
-        stay = demand_match(mdp.rollout(_ConstantField(torch.zeros_like(mdp.centers))).mu[1:].double(), mdp)
+        staying = mdp.rollout(_ConstantField(torch.zeros_like(mdp.centers))).mu[1:].double()
+    # Masses in float32 sum to nearly one: all are judged as the distributions that they stand for.
+    earned, stay = (demand_match(masses / masses.sum(-1, keepdim=True), mdp) for masses in (mu, staying))
     if bound.reward - stay <= mdp.horizon * bound.gap:
         return math.nan
-    return (demand_match(mu, mdp) - stay) / (bound.reward - stay)
+    return (earned - stay) / (bound.reward - stay)
 
 
 def _check_city(mdp: MeanFieldMDP) -> None:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import inspect
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,20 @@ def test_every_file_of_a_run_is_listed(run: Callable[..., SimpleNamespace], quic
     assert run("run", "--algorithms", "stay", *quick, "--out", tmp_path).status == 0
     there = {path.name + "/" * path.is_dir() for path in (tmp_path / "synthetic-k5/stay/seed-0").iterdir()}
     assert there - {".lock"} == set(first_columns("file")) - {"error.txt"}
+
+
+def test_the_leaderboard_is_of_the_recorded_runs(
+    run: Callable[..., SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No number on the page was changed by hand, nobody's path is in it: recorded runs and notes make the same page."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    shutil.copy(DOCS / "leaderboard_notes.txt", "docs")
+    page, notes = Path("docs/leaderboard.md"), Path("docs/leaderboard_notes.txt")
+    told = run("table", DOCS / "leaderboard_runs", "--out", "runs/table", "--page", page, "--notes", notes)
+    assert told.status == 0, told.err
+    assert page.read_text() == (DOCS / "leaderboard.md").read_text()
+    assert {path.name for path in Path("docs/images").iterdir()} == {path.name for path in DOCS.glob("images/leaderboard-*")}
 
 
 @pytest.fixture

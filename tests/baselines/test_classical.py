@@ -172,7 +172,9 @@ def test_settings_are_complete(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     ]
     own = {"proportional": {"gain": 0.1}, "rolling-lp": {"steps": 3, "price": 0.1}}.get(name, {})
     peer, oracle = algorithms()[name].settings, algorithms()[f"{name}-oracle"].settings
-    assert peer == PeerSettings(own, BARRIERS, BASE, classical.GROWTH, classical.BETA) and oracle == OracleSettings(own, BARRIERS)
+    assert peer == PeerSettings(own, BARRIERS, BASE, classical.GROWTH, classical.BETA) and oracle == OracleSettings(
+        own, BARRIERS
+    )
     told = {repr(peer)}
     for constant, other in (("BARRIERS", (0.0,)), ("GROWTH", 3), ("BASE", Config(beta=1.0))):
         with monkeypatch.context() as patch:
