@@ -16,7 +16,7 @@ MIXED = "‡"
 #: Marks rows of several machines, or of one that was shared differently.
 ELSEWHERE = "§"
 #: Said of tables and pictures in which an algorithm has a single run, in one of the cities at least.
-ONE_SEED = "One seed: no interval."
+ONE_SEED = "Of one seed there is no interval."
 
 
 class Column(NamedTuple):

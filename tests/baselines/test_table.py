@@ -488,9 +488,9 @@ def test_one_seed_has_no_interval(make: Make, tmp_path: Path, run: Callable[...,
     for drawing in (learning(section, order), profiles([section], order)):
         assert not drawing.figure.axes[0].collections, "a band"
         assert {cell for line in drawing.tables[""].rows for cell in line[3:5]} == {""}
-        assert "One seed: no interval." in drawing.figure.get_supxlabel().replace("\n", " ")
+        assert "Of one seed there is no interval." in drawing.figure.get_supxlabel().replace("\n", " ")
     told = run("table", tmp_path / "out", "--out", tmp_path / "table")
-    assert re.search(r"\| +0\.500 \|.*\n\nOne seed: no interval\.\n", told.out), told.out
+    assert re.search(r"\| +0\.500 \|.*\n\nOf one seed there is no interval\.\n", told.out), told.out
     (line,) = csv.DictReader((tmp_path / "table" / "leaderboard.csv").read_text().splitlines())
     assert (line["score"], line["score_low"], line["score_high"], line["served_demand"]) == ("0.5", "", "", "")
     make("one", 1, [row(0, 0.0), row(120, 0.5)])
