@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from mf_taxi_env import MeanFieldMDP, TaxiMDP
-from mf_taxi_env.mdp import Field
+from mf_taxi_env.mdp import Field, broken
 from safe_m3_agent import Config
 from safe_m3_agent.certificate import CertificateConfig, Certifier
 from safe_m3_agent.confidence import student_quantile
 from safe_m3_agent.hallucination import HallucinatedMDP, UnknownMotion
 from safe_m3_agent.model.dynamics_model import DynamicsModel
 from safe_m3_agent.motion_model import make_motion_model
-from safe_m3_agent.policy import PolicyConfig, make_policy
+from safe_m3_agent.planners.episodes import Transcript
+from safe_m3_agent.policy import FieldPolicy, PolicyConfig, make_policy
 from safe_m3_agent.representatives import observe
 from safe_m3_agent.transitions import Transitions
 
@@ -27,6 +28,8 @@ BARRIERS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0,
 
 #: Half-width of a peer's confidence set in standard deviations, as in the experiments of arXiv 2306.17052.
 BETA = 1.0
+#: Largest move that a field of learnable actions can stand for: they are a hyperbolic tangents, and reach 1 at infinity.
+LARGEST = 1.0 - 1e-6
 
 Policy = TypeVar("Policy", bound=Field)
 
@@ -126,42 +129,14 @@ def _kept(make: Callable[[float], Policy], barrier: float, world: MeanFieldMDP) 
 
 def _keeps(policy: Field, world: MeanFieldMDP) -> bool:
     """Whether the moves of an episode keep the constraints, in all motions that are plausible."""
-    moves = Moves(policy)
+    asked = Transcript(policy)
     with torch.no_grad():
-        margins = world.rollout(moves).margins
-    if not bool((margins >= 0).all()):
+        margins = world.rollout(asked).margins
+    if bool(broken(margins).any()):
         return False
     if not isinstance(world, HallucinatedMDP):
         return True
-    again: Any = Replayed(moves.fields)
-    none = margins.new_zeros(0, world.directions)
+    # The same moves whatever the distribution: what feedback would have made of it does not count.
+    again = FieldPolicy.of_actions(world, torch.stack(asked.fields).clamp(-LARGEST, LARGEST))
     generator = torch.Generator(world.device).manual_seed(0)  # where its searches start
-    return Certifier(CertificateConfig()).certify(world, again, none, generator).certified
-
-
-@dataclass
-class Moves:
-    """A policy whose fields are kept, step by step."""
-
-    policy: Field
-    fields: list[Tensor] = field(default_factory=list)
-
-    def field(self, mu: Tensor, t: int) -> Tensor:
-        """The policy's actions ``[..., K, d]``."""
-        self.fields.append(self.policy.field(mu, t))
-        return self.fields[-1]
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """Fields, one per step, whatever the distribution: what feedback would have made of it does not count."""
-
-    fields: list[Tensor]
-
-    def field(self, mu: Tensor, t: int) -> Tensor:
-        """The actions of step ``t``, ``[..., K, d]``."""
-        return self.fields[t].expand(*mu.shape, -1)
-
-    def prepared(self) -> Field:
-        """Itself: there is nothing to prepare."""
-        return self
+    return Certifier(CertificateConfig()).certify(world, again, margins.new_zeros(0, world.directions), generator).certified

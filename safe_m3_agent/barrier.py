@@ -66,7 +66,7 @@ def relaxed_log_barrier(margin: Tensor, width: float) -> Tensor:
     """``log(x)`` for ``x >= width``; below, its quadratic continuation ``log d - 3/2 + 2 x/d - x^2 / (2 d^2)``.
 
     Value and first two derivatives agree at ``width``. The barrier is finite everywhere and its gradient grows with the
-    violation, so an unsafe policy finds back; a constant in place of the logarithm of a negative margin has none.
+    violation, so an unsafe policy finds its way back; a constant in place of the logarithm of a negative margin has none.
 
     Args:
         margin: Any shape.

@@ -49,7 +49,7 @@ class Script:
         return self.fields[:, t]
 
 
-class _Recorder:
+class Transcript:
     """A policy whose questions and answers are kept."""
 
     def __init__(self, policy: Field) -> None:
@@ -113,7 +113,7 @@ class Stage:
         Returns:
             The episodes; the world's returns ``[N]``; the margins that a plan has to keep ``[N, T, n_constraints]``.
         """
-        recorder = _Recorder(policy)
+        recorder = Transcript(policy)
         path = self.mdp.plausible(z).rollout(recorder, start)
         doubt = path.uncertainty.cumsum(-1)
         z = z.unsqueeze(1).expand(-1, self.mdp.horizon, -1)
