@@ -103,11 +103,6 @@ def final(run: RecordedRun) -> Result:
     return run.result
 
 
-def counted(score: float) -> float:
-    """A score as it enters means: a policy that violates has none and counts as 0, which staying put would have earned."""
-    return 0.0 if math.isnan(score) else score
-
-
 def final_score(run: RecordedRun) -> float:
-    """The score of a run that counts, as it enters means: one that failed left no policy, and counts as 0."""
-    return 0.0 if run.result is None else counted(run.result.score)
+    """The score of a run that counts; NaN where the final policy violates, and where it failed and left none."""
+    return math.nan if run.result is None else run.result.score

@@ -13,7 +13,7 @@ from baselines.collected import Section, final_score
 from baselines.learning_curves import LearningCurve, learning_curve
 from baselines.standings import Standing
 from baselines.statistics import Values, performance_profile
-from baselines.table import ONE_SEED, with_gaps
+from baselines.table import NO_INTERVAL, with_gaps
 from mf_taxi_env.render import new_figure
 from safe_m3_agent.figures.drawing import Drawing
 from safe_m3_agent.figures.seeds import Summary
@@ -60,7 +60,7 @@ def learning(section: Section, order: Sequence[Standing]) -> Drawing:
     caption(
         figure,
         "Solid: score of the policy in hand, interquartile mean over seeds, band: its 95 % bootstrap interval; a policy that "
-        f"violates counts as 0, scores below {LOWEST:g} are drawn there. Dot: end of learning. Red, dashed: share of the "
+        f"violates counts as 0, untrimmed, scores below {LOWEST:g} are drawn there. Dot: end of learning. Red, dashed: share of the "
         f"episodes executed so far that violate. Grey: the other algorithms.{_without_band([curve.score for curve in curves])}",
     )
     columns = ["algorithm", "env_steps", "score", "score_low", "score_high", "episodes_violated"]
@@ -132,7 +132,7 @@ def _line(axes: Axes, at: Values, height: Summary, color: str) -> None:
 
 def _without_band(heights: Sequence[Summary]) -> str:
     """What a caption says of lines that have no interval."""
-    return f" {ONE_SEED}" * any(np.isnan(height.low).any() for height in heights)
+    return f" {NO_INTERVAL}" * any(np.isnan(height.low).any() for height in heights)
 
 
 def _held(curve: LearningCurve, end: float) -> tuple[Values, Values]:

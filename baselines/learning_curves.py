@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from baselines.collected import counted, has_failed
+from baselines.collected import has_failed
 from baselines.curve import Row
 from baselines.run_folder import RecordedRun
-from baselines.statistics import Values, over_seeds
+from baselines.statistics import Values, estimate
 from safe_m3_agent.figures.seeds import Summary
 
 #: Points of a curve at most.
@@ -25,7 +25,7 @@ class LearningCurve(NamedTuple):
     """What an algorithm's policies are worth after a number of steps of the true world, over seeds."""
 
     env_steps: Values  #: [n], ascending
-    score: Summary  #: [n], interquartile mean and interval (NaN with one seed); a policy that violates counts as 0
+    score: Summary  #: [n], mean and interval as those of final scores; a policy that violates counts as 0
     violated: Values  #: share of the episodes executed so far that violate [n]; NaN where none were
 
 
@@ -45,7 +45,7 @@ def learning_curve(runs: Sequence[RecordedRun]) -> LearningCurve:
     episodes = np.array([[row.episodes for row in rows] for rows in chosen]).sum(0)
     violated = np.array([[row.violated for row in rows] for rows in chosen]).sum(0)
     share = np.where(episodes > 0, violated / np.maximum(episodes, 1), np.nan)
-    return LearningCurve(at, over_seeds(np.array([[counted(row.score) for row in rows] for rows in chosen])), share)
+    return LearningCurve(at, estimate([[[row.score for row in rows] for rows in chosen]]), share)
 
 
 def _rows(run: RecordedRun) -> list[Row]:

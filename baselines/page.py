@@ -20,20 +20,23 @@ whichever comes first; evaluation does not count. What learns nothing ends at on
 classical oracles. What is under way when the budget ends is carried to its end; runs that used more than 1.2 times their
 steps or seconds that way are marked *over budget*. The final policy is judged in the true mean field and with finite fleets.
 
-- **score**: normalised return, 0 = staying put, 1 = certified bound; interquartile mean over seeds with its 95 % bootstrap
-  interval. A final policy that violates a constraint has no score and counts as 0, what the fleet earns if it is not used
-  and everybody stays put, which has to be safe itself; *violate at the end* says how many do, and *score of the others* is
-  that of the runs whose final policy keeps the constraints. A run that failed has no policy, and counts as 0, too.
+- **score**: normalised return, 0 = staying put, 1 = certified bound: the interquartile mean over the seeds whose final policy
+  keeps the constraints (*score of the others*), times their share of all seeds; with its 95 % bootstrap interval. So a final
+  policy that violates counts as 0, what the fleet earns if it is not used and everybody stays put, which has to be safe
+  itself, and is not cut off with the lowest quarter; *violate at the end* says how many do. A run that failed has no
+  policy, and counts as 0, too. Of three seeds the interval is little more than their range.
 - **best safe record**: what keeping the best evaluated policy of each run would give, as is common practice: the best score
   that a recorded policy of it had, 0 where all violate. It is selection by evaluation in the true mean field, where the
-  policies that are not chosen violate.
-- **episodes violated**: of the episodes executed in the true world while learning, over all seeds.
+  policies that are not chosen violate; who records more often has more to select from.
+- **episodes violated**: of the episodes executed in the true world while learning, over all seeds. Exploration is not the
+  same for all: model-free algorithms explore with the whole fleet, while agents and classical peers learn from single taxis
+  that carry no mass, know demand, trips and constraints, and need only learn how taxis move.
 - **demand served**: the share of requests that finite fleets serve; **fleets that violate**: those of them that break a
-  constraint at some step; **corrected**: those that still do after the correction for what few taxis lack in entropy. An agent
+  constraint at some step (every final policy is given the same fleets); **corrected**: those that still do after the correction for what few taxis lack in entropy. An agent
   that is planned for the mean field keeps the constraint there, while finite fleets scatter about it; `Config.fleet`
   (`safe-m3-fleet`) plans for fleets of a size.
-- **steps**, **seconds to 80 %**: until the policy in hand first had 80 % of the run's own final score; of runs that end above
-  0, which is told where it is not all.
+- **steps**, **seconds to 80 %**: until the policy in hand first had 80 % of the run's own final score, so that who ends low
+  is there early; of runs that end above 0, which is told where it is not all.
 - † An oracle: it is given the true motion, which no operator knows. It says what is possible, not who learns best.
 """
 
@@ -63,7 +66,7 @@ def page_text(
     parts = ["# Leaderboard", INTRODUCTION + f"\nAll columns: {_link('Benchmark', 'benchmark.md', in_docs)}."]
     parts += [notes] * bool(notes.strip())
     if overall.standings:
-        pooled = "Runs of all cities pooled; the bootstrap draws seeds within each city."
+        pooled = "Means over the cities, each of which has the same weight; the bootstrap draws seeds within each city."
         parts += ["## All cities", pooled, markdown(overall.standings)]
     elif overall.reason:
         parts += ["## All cities", f"There is no table of all cities: {overall.reason}."]
@@ -176,21 +179,25 @@ def _world(section: Section) -> str:
 
 
 def _machines(sections: Sequence[Section]) -> str:
-    """Machines, versions and commits of all starts of runs that count, and how many runs have each to their account."""
+    """Machines, versions and commits of all starts of runs that count, and which runs have each to their account."""
     runs = [run for section in sections for run in section.counting]
     if not runs:
         return "No run has ended."
-    kinds: dict[str, Counter[str]] = {"Machine": Counter(), "Versions": Counter(), "Commit": Counter()}
+    kinds: dict[str, dict[str, list[str]]] = {"Machine": {}, "Versions": {}, "Commit": {}}
     for run in runs:
         for kind, told in {fact for start in run.starts for fact in _told(start).items()}:
-            kinds[kind][told] += 1
+            kinds[kind].setdefault(told, []).append(run.settings.algorithm)
     lines = [
-        f"- {kind}: {told} ({count} of {len(runs)} runs)"
+        f"- {kind}: {told} ({len(names)} of {len(runs)} runs{_whose(names) if len(names) < len(runs) else ''})"
         for kind, found in kinds.items()
-        for told, count in sorted(found.items())
+        for told, names in sorted(found.items())
     ]
     again = sum(len(run.starts) > 1 for run in runs)
     return "\n".join([*lines, *([f"- Started more than once: {again} of {len(runs)} runs"] if again else [])])
+
+
+def _whose(names: Sequence[str]) -> str:
+    return f": {', '.join(f'{count} of {name}' for name, count in sorted(Counter(names).items()))}"
 
 
 def _told(start: dict[str, Any]) -> dict[str, str]:

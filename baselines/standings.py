@@ -26,7 +26,8 @@ BETWEEN = " | "
 
 @dataclass(frozen=True)
 class Standing:
-    """An algorithm in one scenario, or, aggregated, in all of them. Means are interquartile, over seeds.
+    """An algorithm in one scenario, or, aggregated, in all of them. Means are interquartile, over seeds; of all scenarios the
+    mean of theirs.
 
     Runs that failed are in ``score``, ``best_recorded``, ``episodes`` and ``violated``; the other numbers of what runs come to
     are of those with a result.
@@ -42,12 +43,13 @@ class Standing:
             differed from it, ``-`` is outside a checkout.
         machines: What they ran on, each as :func:`told_machine` tells it, ascending, with :data:`BETWEEN` between.
         over_budget: Runs that used more than 1.2 times their budget, of steps or of seconds.
-        score: Mean final score; a policy that violates counts as 0, and so does a run that failed.
-        score_low: Lower end of its 95 % interval; NaN where a scenario has one run only.
+        score: ``safe_score`` times the share of the runs that it is of: a policy that violates counts as 0, untrimmed, and so
+            does a run that failed.
+        score_low: Lower end of its 95 % interval; NaN where a scenario has fewer than three runs.
         score_high: Upper end.
         violated_at_end: Runs whose final policy violates.
         safe_score: Mean final score of the other runs with a result; NaN where there are none.
-        best_recorded: Mean of the best score that a recorded policy of a run had; 0 for a run in which all violate.
+        best_recorded: As ``score``, of the best score that a recorded policy of a run had; 0 for a run in which all violate.
         reward: Mean return of the final policies, violating or not, nats.
         episodes: Episodes that all runs executed in the true world while they learned.
         violated: Those of them with a violation.
@@ -199,8 +201,8 @@ def told_machine(start: Mapping[str, Any]) -> str:
 
 
 def best_recorded(run: RecordedRun) -> float:
-    """The best score of a policy that a run recorded; 0, as everywhere, where all of them violate."""
-    return max((row.score for row in run.rows if not math.isnan(row.score)), default=0.0)
+    """The best score of a policy that a run recorded; NaN where all of them violate."""
+    return max((row.score for row in run.rows if not math.isnan(row.score)), default=math.nan)
 
 
 def over_budget(run: RecordedRun) -> bool:

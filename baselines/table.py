@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from baselines.collected import Section
 from baselines.standings import BETWEEN, COLUMNS, Standing
+from baselines.statistics import FEWEST
 from safe_m3_agent.figures.drawing import Table
 
 NOTHING = "-"
@@ -15,8 +16,10 @@ NOTHING = "-"
 MIXED = "‡"
 #: Marks rows of several machines, or of one that was shared differently.
 ELSEWHERE = "§"
-#: Said of tables and pictures in which an algorithm has a single run, in one of the cities at least.
-ONE_SEED = "Of one seed there is no interval."
+#: Said of tables whose rows are of several machines.
+SEVERAL = "Machines, threads or runs at a time differ in this table: what a budget of time allows does not compare."
+#: Said of tables and pictures in which an algorithm has too few runs for one, in one of the cities at least.
+NO_INTERVAL = f"Of fewer than {FEWEST} seeds there is no interval."
 
 
 class Column(NamedTuple):
@@ -63,7 +66,8 @@ def footnotes(standings: Sequence[Standing]) -> list[str]:
     notes = [f"{MIXED} The runs are of more than one commit."] * any(map(_mixed, standings))
     elsewhere = f"{ELSEWHERE} The runs differ in machine, threads or runs at a time: their seconds do not compare."
     notes += [elsewhere] * any(map(_elsewhere, standings))
-    return notes + [ONE_SEED] * any(math.isnan(one.score_low) for one in standings)
+    notes += [SEVERAL] * (len({machine for one in standings for machine in one.machines.split(BETWEEN)}) > 1)
+    return notes + [NO_INTERVAL] * any(math.isnan(one.score_low) for one in standings)
 
 
 def as_table(standings: Sequence[Standing]) -> Table:
@@ -116,5 +120,5 @@ def _of(count: float, total: int) -> str:
 
 
 def _with_interval(value: float, low: float, high: float) -> str:
-    """A number with its interval, which a single run, or runs that are all alike, do not have."""
+    """A number with its interval, which few runs, or runs that are all alike, do not have."""
     return f"{value:.3f} [{low:.3f}, {high:.3f}]" if low < high else f"{value:.3f}"
