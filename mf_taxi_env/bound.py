@@ -26,10 +26,17 @@ if TYPE_CHECKING:
 
 #: A margin above ``-MARGIN_TOLERANCE`` nats counts as kept: the rounding of an entropy in float32.
 MARGIN_TOLERANCE = 1e-6
+#: By how many nats a return may exceed the certified bound: more than float32 rounds in an episode, and than the margins that
+#: count as kept are worth; less than a table shows.
+RETURN_TOLERANCE = 1e-3
 
 
 class NoBoundError(ValueError):
     """The solver came to no end: what is possible is not known, though something may be."""
+
+
+class BoundExceededError(RuntimeError):
+    """A policy that keeps all constraints earned more than any can: world, constraint or bound is wrong, so is every number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,21 +44,37 @@ class Bound:
     """The most that any policy can earn that keeps the constraints of a :class:`~mf_taxi_env.TaxiMDP`.
 
     Attributes:
-        reward: Sum over the episode of the best reward per step, in nats.
+        reward: Sum over the episode of ``per_step``'s terms, in nats: what a policy earns at most, and with a barrier the
+            program's value, of which ``-T * kl`` is earned.
         per_step: Mean best reward per step, ``-KL(rho || mu)`` plus, with a barrier, ``barrier * log margin``; in nats.
-        kl: Mean ``KL(rho || mu)`` per step at the optimum, in nats.
-        mu: The optimal distributions, ``[T, K]``, one row per step caused by the policy.
+        mu: The optimal distributions, float64 ``[T, K]``, one row per step caused by the policy.
         gap: By how much the true optimum may exceed ``per_step`` at most, from a dual certificate checked in float64 (not the
             solver's word); ``reward + T * gap`` is a proven bound.
+        kl: Mean ``KL(rho || mu)`` per step at the optimum, in nats.
         barrier: Weight of the log-barrier; 0 for hard constraints.
     """
 
     reward: float
     per_step: float
-    kl: float
     mu: NDArray[np.float64]
     gap: float
+    kl: float
     barrier: float
+
+    def check(self, earned: float) -> None:
+        """Make sure that a policy which keeps the constraints has not earned more than is possible.
+
+        Args:
+            earned: Its return, in nats.
+
+        Raises:
+            BoundExceededError: If it has, by more than rounding (:data:`RETURN_TOLERANCE`).
+        """
+        if earned > self.upper + RETURN_TOLERANCE:
+            raise BoundExceededError(
+                f"a policy that keeps the constraints earned {earned:.6f} nats, and none can earn more than {self.upper:.6f}: "
+                "the world is wrong, the bound, or a constraint that has a convex program and a margin that is not concave"
+            )
 
     @property
     def upper(self) -> float:
@@ -109,6 +132,7 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
         violated at any step, and where staying put is already the best that is possible.
 
     Raises:
+        BoundExceededError: If no constraint is violated and ``R`` exceeds ``R*`` by more than rounding: something is wrong.
         TypeError: If the world is no :class:`~mf_taxi_env.TaxiMDP`, see :func:`episode_score`; and as :func:`certified_bound`.
         ValueError: If the shape is not ``[T, K]``, or a row is not a distribution; and as :func:`certified_bound`.
     """
@@ -127,6 +151,7 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
         staying = mdp.rollout(_ConstantField(torch.zeros_like(mdp.centers))).mu[1:].double()
     # Masses in float32 sum to nearly one: all are judged as the distributions that they stand for.
     earned, stay = (demand_match(masses / masses.sum(-1, keepdim=True), mdp) for masses in (mu, staying))
+    bound.check(earned)
     if bound.reward - stay <= mdp.horizon * bound.gap:
         return math.nan
     return (earned - stay) / (bound.reward - stay)
@@ -236,7 +261,7 @@ def _solve(mdp: TaxiMDP, barrier: float) -> Bound:
             rows[key] = _solve_step(cp, mdp, rho / rho.sum(), barrier)
         path.append(rows[key])
     mu, value, kl, gap = zip(*path, strict=True)
-    return Bound(sum(value), float(np.mean(value)), float(np.mean(kl)), np.stack(mu), float(max(gap)), barrier)
+    return Bound(sum(value), float(np.mean(value)), np.stack(mu), float(max(gap)), float(np.mean(kl)), barrier)
 
 
 def _solve_step(

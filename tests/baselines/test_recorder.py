@@ -15,10 +15,10 @@ from torch import Tensor
 from baselines import Stay
 from baselines.algorithm import Budget
 from baselines.curve import Curve
-from baselines.judgement import BoundExceededError, Judge, judge_fleets
+from baselines.judgement import Judge, judge_fleets
 from baselines.recorder import CurveRecorder
 from mf_taxi_env import TaxiMDP, load_scenario
-from mf_taxi_env.bound import kept
+from mf_taxi_env.bound import BoundExceededError, kept
 from mf_taxi_env.mdp import Move
 
 
@@ -184,11 +184,12 @@ def test_a_full_disk_leaves_the_rows_before(made: Any, judge: Judge, monkeypatch
     assert [row.env_steps for row in Curve(record.curve.path).rows] == [12, 36]
 
 
-@pytest.mark.parametrize("what", ["score", "return"])
+@pytest.mark.parametrize("what", ["bound", "return"])
 def test_more_than_is_possible_fails_loudly(made: Any, judge: Judge, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """A safe policy above the certified bound is a bug of ours, and no number to be put in a table."""
-    if what == "score":
-        monkeypatch.setattr("baselines.judgement.score", lambda mu, world: 1.01)
+    if what == "bound":
+        low = dataclasses.replace(judge.bound, reward=judge.bound.reward - 20.0)
+        monkeypatch.setattr("mf_taxi_env.bound.certified_bound", lambda world: low)
     else:
         earned = TaxiMDP.reward
         monkeypatch.setattr(TaxiMDP, "reward", lambda *arguments: earned(*arguments) + 20.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mf_taxi_env import EntropyFloor, Scenario, SwarmMDP, TaxiMDP, certified_bound, score
-from mf_taxi_env.bound import _certificate
+from mf_taxi_env.bound import RETURN_TOLERANCE, BoundExceededError, _certificate
 from mf_taxi_env.safety import (
     Constraint,
     DistanceCap,
@@ -459,6 +460,20 @@ def test_a_violation_voids_the_score(make_scenario: Make) -> None:
     missing[3, 7] = math.nan
     assert math.isnan(score(missing, mdp))
     assert math.isnan(score(np.full((4, 25), math.nan), mdp))
+
+
+def test_a_score_beyond_the_bound_raises(make_scenario: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told a score that no policy can have: world, constraint or bound is wrong. Rounding is let pass."""
+    mdp = world(make_scenario, 0.9)
+    bound = certified_bound(mdp)
+    for low, fails in ((bound.reward - 0.9 * RETURN_TOLERANCE, False), (bound.reward - 1.1 * RETURN_TOLERANCE, True)):
+        wrong = dataclasses.replace(bound, reward=low, gap=0.0)
+        monkeypatch.setattr("mf_taxi_env.bound.certified_bound", lambda mdp, wrong=wrong: wrong)
+        if fails:
+            with pytest.raises(BoundExceededError, match="earned -?[0-9.]+ nats, and none can earn more than"):
+                score(bound.mu, mdp)
+        else:
+            assert score(bound.mu, mdp) > 1.0
 
 
 @pytest.mark.parametrize("shape", [(25,), (5, 25), (4, 24), (1, 4, 25)])
