@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import inspect
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -16,8 +17,11 @@ import pytest
 from baselines import cli
 from baselines.algorithm import algorithms
 from baselines.curve import Row
+from baselines.plans import city_world
 from baselines.run_folder import Result, read_run
 from baselines.standings import COLUMNS
+from mf_taxi_env import load_scenario
+from safe_m3_agent.worlds import world_facts
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 #: Lines that a third party's algorithm may take.
@@ -76,6 +80,13 @@ def test_the_leaderboard_is_of_the_recorded_runs(
     assert told.status == 0, told.err
     assert page.read_text() == (DOCS / "leaderboard.md").read_text()
     assert {path.name for path in Path("docs/images").iterdir()} == {path.name for path in DOCS.glob("images/leaderboard-*")}
+
+
+def test_runs_of_the_built_in_city_join_the_recorded_ones() -> None:
+    """A third party's run is put into the recorded table only if city and world are the same, on whatever machine."""
+    recorded = read_run(DOCS / "leaderboard_runs" / "synthetic-k25" / "stay" / "seed-0")
+    world = city_world(load_scenario("synthetic", recorded.settings.world["cells"]), "cpu")
+    assert json.loads(json.dumps(world_facts(world))) == recorded.settings.world
 
 
 @pytest.fixture

@@ -510,6 +510,19 @@ def test_the_digest_tells_cities_apart(make_scenario: Make) -> None:
     assert digests[0] == make_scenario(3).digest
 
 
+def test_the_digest_does_not_depend_on_the_machine(make_scenario: Make) -> None:
+    """Processors differ in the last bits of an exponential, and SciPy in the type of an index: the city is the same."""
+    city = make_scenario(5)
+    near = [np.nextafter(city.demand, edge) for edge in (0.0, 1.0)]
+    moved = city.demand * np.where(np.arange(25) == 7, 1 + 1e-5, 1.0)
+    others = [Scenario(city.name, demand, city.trips, city.box) for demand in (*near, moved)]
+    assert [other.digest == city.digest for other in others] == [True, True, False]
+    short, long = thin(city), thin(city)
+    for name in ("indices", "indptr"):
+        setattr(long.trips, name, getattr(long.trips, name).astype(np.int64))
+    assert long.trips.indices.dtype != short.trips.indices.dtype and long.digest == short.digest
+
+
 def test_frozen_arrays_are_shared_and_views_of_writable_ones_are_not() -> None:
     """A fine grid's trips are not copied without need; a read-only view of somebody's array is no promise."""
     trips = np.eye(4)
