@@ -28,7 +28,7 @@ BARRIERS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0,
 
 #: Half-width of a peer's confidence set in standard deviations, as in the experiments of arXiv 2306.17052.
 BETA = 1.0
-#: Largest move that a field of learnable actions can stand for: they are a hyperbolic tangents, and reach 1 at infinity.
+#: Largest move that a field of learnable actions can stand for: they are hyperbolic tangents, and reach 1 at infinity.
 LARGEST = 1.0 - 1e-6
 
 Policy = TypeVar("Policy", bound=Field)

@@ -18,7 +18,7 @@ try:
     from baselines.plans import Benchmark, Plan, city_world
     from baselines.run_folder import ERROR_FILE, Result
     from baselines.runner import Refused, run_all
-    from mf_taxi_env.bound import MARGIN_TOLERANCE
+    from mf_taxi_env.scoring import MARGIN_TOLERANCE
     from safe_m3_agent.jobs import cpus
 except ImportError as error:
     # A user who left out the extra gets a hint from main(), not a traceback from here.
@@ -61,13 +61,14 @@ def run(
     """
     whole_number("--seeds", seeds, least=1)
     chosen = range(whole_number("--first-seed", first_seed, least=0), first_seed + seeds)
-    if ray is not None and device != "cpu":
+    on_cpu = device.partition(":")[0] == "cpu"
+    if ray is not None and not on_cpu:
         raise ValueError(f"--ray carries out runs on CPUs, got --device {device!r}")
     benchmark = Benchmark(algorithms, scenarios, chosen, cells, Budget(env_steps, seconds), out, taxis, fleet_runs, device)
     cities = benchmark.cities()
     plans = benchmark.plans(cities)
     missing = [plan for plan in plans if not plan.finished]
-    at_a_time = whole_number("workers", workers if workers is not None else cpus() if device == "cpu" else 1, least=1)
+    at_a_time = whole_number("workers", workers if workers is not None else cpus() if on_cpu else 1, least=1)
     folders = {plan.folder.parent.parent.name: cities[plan.scenario] for plan in plans}
     margins = {name: stay_margin(city_world(city, "cpu")) for name, city in folders.items()}
     _announce(benchmark, plans, margins, "on Ray" if ray else f"{max(1, min(at_a_time, len(missing)))} at a time")

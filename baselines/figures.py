@@ -60,8 +60,9 @@ def learning(section: Section, order: Sequence[Standing]) -> Drawing:
     caption(
         figure,
         "Solid: score of the policy in hand, interquartile mean over seeds, band: its 95 % bootstrap interval; a policy that "
-        f"violates counts as 0, untrimmed, scores below {LOWEST:g} are drawn there. Dot: end of learning. Red, dashed: share of the "
-        f"episodes executed so far that violate. Grey: the other algorithms.{_without_band([curve.score for curve in curves])}",
+        f"violates counts as 0, untrimmed; scores below {LOWEST:g} are drawn there. Dot: end of learning. Red, dashed: share "
+        "of the episodes executed so far that violate. Grey: the other algorithms."
+        + _without_band([curve.score for curve in curves]),
     )
     columns = ["algorithm", "env_steps", "score", "score_low", "score_high", "episodes_violated"]
     rows = [

@@ -11,7 +11,7 @@ from torch import Tensor
 from baselines.aiming import EMPTY, AimedPolicy, one_way
 from baselines.cellwise import CellPolicy
 from mf_taxi_env import MeanFieldMDP, Motion, TaxiMDP
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import finite_number, whole_number
 from mf_taxi_env.parameterization import Parameterization, make_parameterization
 
 
@@ -101,8 +101,7 @@ class Proportional(AimedPolicy):
     """
 
     def __init__(self, mdp: TaxiMDP, motion: Motion | None = None, *, gain: float = 0.1, barrier: float = 0.0) -> None:
-        if not 0 < gain < math.inf:
-            raise ValueError(f"gain must be a positive number, got {gain!r}")
+        finite_number("gain", gain, positive=True)
         super().__init__(mdp, motion, barrier=barrier)
         self.gain = gain
         k = mdp.grid.cells

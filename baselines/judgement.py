@@ -11,11 +11,11 @@ from torch import Tensor
 
 from baselines.heuristics import Stay
 from mf_taxi_env import FleetSimulator, TaxiMDP, certified_bound, score
-from mf_taxi_env.bound import demand_match, kept, stay_return
 from mf_taxi_env.fleet_metrics import episode_metrics, fleet_metrics, over_runs
 from mf_taxi_env.fleet_policy import FleetPolicy, checked
 from mf_taxi_env.information import entropy_fraction
 from mf_taxi_env.mdp import Field, Trajectory, worst
+from mf_taxi_env.scoring import demand_match, kept, stay_return
 
 
 class Judgement(NamedTuple):
@@ -104,7 +104,7 @@ def judge_fleets(policy: Field, world: TaxiMDP, taxis: int, runs: int) -> tuple[
     Returns:
         By the names of :data:`~mf_taxi_env.fleet_metrics.METRICS` the mean over fleets; ``violated`` and ``corrected``, the
         shares of fleets that violate a constraint at some step, as they are and after the correction for finite samples
-        (:func:`~mf_taxi_env.fleet_metrics.corrected_margins`; NaN where it is not known, with fewer taxis than cells); and the
+        (:func:`~mf_taxi_env.finite_samples.corrected_margins`; NaN where it is not known, with fewer taxis than cells); and the
         distributions, ``[runs, T + 1, K]``.
 
     Raises:

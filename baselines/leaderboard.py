@@ -36,9 +36,11 @@ def make_leaderboard(
         What a person wants to see at once: the tables, what does not count, and the files.
 
     Raises:
-        ValueError: If there are no runs, a file is not readable, or runs do not go together.
+        ValueError: If there are no runs or formats, a file is not readable, or runs do not go together.
         OSError: If a file cannot be written, or the notes cannot be read.
     """
+    if not formats:
+        raise ValueError("formats must name at least one of png, pdf, svg, got none")
     remarks = notes.read_text(encoding="utf-8") if notes is not None else ""
     sections = collect(folders)
     ranked = {section.name: standings(section) for section in sections}

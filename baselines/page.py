@@ -12,7 +12,7 @@ from baselines.collected import Section
 from baselines.run_folder import RecordedRun
 from baselines.standings import Aggregate, Standing, told_machine
 from baselines.table import markdown, unfinished
-from mf_taxi_env.bound import MARGIN_TOLERANCE
+from mf_taxi_env.scoring import MARGIN_TOLERANCE
 
 INTRODUCTION = """\
 Every algorithm has the same budget: it learns until it has made that many steps of the true world or used up the time,
@@ -32,9 +32,9 @@ steps or seconds that way are marked *over budget*. The final policy is judged i
   same for all: model-free algorithms explore with the whole fleet, while agents and classical peers learn from single taxis
   that carry no mass, know demand, trips and constraints, and need only learn how taxis move.
 - **demand served**: the share of requests that finite fleets serve; **fleets that violate**: those of them that break a
-  constraint at some step (every final policy is given the same fleets); **corrected**: those that still do after the correction for what few taxis lack in entropy. An agent
-  that is planned for the mean field keeps the constraint there, while finite fleets scatter about it; `Config.fleet`
-  (`safe-m3-fleet`) plans for fleets of a size.
+  constraint at some step (every final policy is given the same fleets); **corrected**: those that still do after the
+  correction for what few taxis lack in entropy. An agent that is planned for the mean field keeps the constraint there, while
+  finite fleets scatter about it; `Config.fleet` (`safe-m3-fleet`) plans for fleets of a size.
 - **steps**, **seconds to 80 %**: until the policy in hand first had 80 % of the run's own final score, so that who ends low
   is there early; of runs that end above 0, which is told where it is not all.
 - † An oracle: it is given the true motion, which no operator knows. It says what is possible, not who learns best.

@@ -15,7 +15,7 @@ import torch
 from baselines.algorithm import Algorithm, Budget, find_algorithm
 from baselines.run_folder import RESULT_FILE, RUN_FILE, Settings, check_settings
 from mf_taxi_env import Scenario, TaxiMDP, load_scenario
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import used_device, whole_number
 from safe_m3_agent.worlds import world_facts
 
 
@@ -92,10 +92,7 @@ class Benchmark:
             whole_number(name, getattr(self, name), least=0)
         if math.isinf(self.budget.seconds):
             raise ValueError("seconds must be finite, got inf")
-        try:
-            torch.zeros(1, dtype=torch.float64, device=self.device)  # the judge's precision, which not every device has
-        except (RuntimeError, AssertionError, TypeError) as error:  # torch raises any, depending on how it was built
-            raise ValueError(f"device {self.device!r} is not usable here: {str(error).splitlines()[0]}") from error
+        used_device(self.device, torch.float64)  # the judge's precision, which not every device has
 
     def cities(self) -> dict[str, Scenario]:
         """The cities by what they were asked for as.

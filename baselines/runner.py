@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Hashable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from baselines.run_folder import (
 )
 from mf_taxi_env import Scenario
 from mf_taxi_env.atomic import replacing
-from safe_m3_agent.jobs import Job, cpus, run_jobs
+from safe_m3_agent.jobs import RETRIES, Job, cpus, run_jobs
 
 #: What learning imports when it first needs it, torch's optimizers as well: a clock that runs meanwhile would call it learning.
 LIBRARIES = ("torch._dynamo", "torch.utils.tensorboard", "safetensors.torch", "gpytorch", "ot", "stable_baselines3")
@@ -45,7 +45,14 @@ class Refused(NamedTuple):
 
 
 def run_all(
-    plans: Sequence[Plan], cities: dict[str, Scenario], device: str, *, isolated: bool = True, **execution: Any
+    plans: Sequence[Plan],
+    cities: dict[str, Scenario],
+    device: str,
+    *,
+    workers: int | None = None,
+    ray: str | None = None,
+    retries: int = RETRIES,
+    isolated: bool = True,
 ) -> Iterator[tuple[Plan, Result | Refused | None]]:
     """Carry out runs; one that fails leaves its traceback in its folder, and the others go on.
 
@@ -53,16 +60,18 @@ def run_all(
         plans: Runs that are not finished.
         cities: The cities that they are in.
         device: torch device.
+        workers: Runs at a time, see :func:`~safe_m3_agent.jobs.run_jobs`, as for the next two.
+        ray: Address of a Ray cluster that carries them out instead.
+        retries: How often a run is tried again whose worker was lost.
         isolated: Whether each run has a process of its own, so that none meets what another has left in it, or ends with it.
-        execution: Where to run, see :func:`~safe_m3_agent.jobs.run_jobs`: ``workers``, ``ray``, ``retries``.
 
     Yields:
         Each run, as soon as it is over, with its result; None where it failed, a refusal where it was not carried out.
     """
     by_folder: dict[Hashable, Plan] = {plan.folder: plan for plan in plans}
-    at_a_time = "ray" if execution.get("ray") else min(execution.get("workers") or cpus(), len(plans))
+    at_a_time = "ray" if ray else min(workers or cpus(), len(plans))
     jobs = [Job(plan.folder, carry_out, (plan, device, at_a_time)) for plan in plans]
-    for outcome in run_jobs(jobs, shared=(cities,), isolated=isolated, **execution):
+    for outcome in run_jobs(jobs, shared=(cities,), workers=workers, ray=ray, retries=retries, isolated=isolated):
         plan = by_folder[outcome.key]
         if isinstance(outcome.value, Refused):
             yield plan, outcome.value

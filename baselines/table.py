@@ -121,4 +121,5 @@ def _of(count: float, total: int) -> str:
 
 def _with_interval(value: float, low: float, high: float) -> str:
     """A number with its interval, which few runs, or runs that are all alike, do not have."""
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if low < high else f"{value:.3f}"
+    ends = [f"{end:.3f}" for end in (low, high)]
+    return f"{value:.3f} [{', '.join(ends)}]" if low < high and ends[0] != ends[1] else f"{value:.3f}"

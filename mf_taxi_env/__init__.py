@@ -5,7 +5,7 @@ Importing this package registers ``MFTaxi-v0`` and ``MFSwarm1D-v0`` with Gymnasi
 
 import gymnasium as gym
 
-from mf_taxi_env.bound import Bound, certified_bound, score
+from mf_taxi_env.bound import Bound, certified_bound
 from mf_taxi_env.envs import CostWrapper, MFSwarm1DEnv, MFSwarm1DVectorEnv, MFTaxiEnv, MFTaxiVectorEnv, fleet_parallel_env
 from mf_taxi_env.fleet import FleetRollout, FleetSimulator
 from mf_taxi_env.grid import Grid
@@ -30,6 +30,7 @@ from mf_taxi_env.scenarios import (
     synthetic_scenario,
     trips_from_traces,
 )
+from mf_taxi_env.scoring import score
 from mf_taxi_env.swarm import SwarmMDP
 from mf_taxi_env.taxi import TaxiMDP
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,31 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
     return number
 
 
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a real number, of Python or NumPy; a bool is not one, although Python computes with it."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def finite_number(name: str, value: Any, *, positive: bool = False) -> float:
+    """A finite number of at least 0 as a Python float.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given.
+        positive: Whether 0 is refused, too.
+
+    Raises:
+        ValueError: If the value is out of range, no number or a bool.
+
+    Example:
+        >>> finite_number("noise_std", 0.0175, positive=True)
+        0.0175
+    """
+    if not (is_number(value) and math.isfinite(value) and (value > 0 if positive else value >= 0)):
+        raise ValueError(f"{name} must be {'a positive number' if positive else 'a finite number >= 0'}, got {value!r}")
+    return float(value)
+
+
 def plain_number(value: Any) -> Any:
     """A NumPy number as one of Python's, for ``json.dumps(..., default=plain_number)``.
 
@@ -64,6 +91,17 @@ def plain_numbers(settings: Any) -> None:
             object.__setattr__(settings, field.name, plain)
 
 
-def used_device(device: torch.device | str) -> torch.device:
-    """The device that tensors are on if they are put on ``device``: ``"cuda"`` is ``cuda:0``, or which one is current."""
-    return torch.empty(0, device=device).device
+def used_device(device: torch.device | str, dtype: torch.dtype = torch.float32) -> torch.device:
+    """The device that tensors are on if they are put on ``device``: ``"cuda"`` is ``cuda:0``, or which one is current.
+
+    Args:
+        device: The device.
+        dtype: What it has to compute with.
+
+    Raises:
+        ValueError: If there is no such device here, or it has no such numbers.
+    """
+    try:
+        return torch.empty(0, dtype=dtype, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises any, depending on how it was built
+        raise ValueError(f"device {device!r} is not usable here: {str(error).splitlines()[0]}") from error

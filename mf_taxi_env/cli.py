@@ -227,9 +227,8 @@ def _entropy(city: Scenario) -> str:
 def _bound(city: Scenario) -> str:
     """The least divergence from the demand that any fleet above the entropy floor can have, in words."""
     # One step, or one per step of the data, has the same mean as any longer episode.
-    horizon = len(city.demand) if city.demand.ndim == 2 else 1
     try:
-        bound = certified_bound(TaxiMDP(city, horizon=horizon))
+        bound = certified_bound(TaxiMDP(city, horizon=city.steps))
     except (ImportError, ValueError) as error:
         return f"not computed: {error}"
     return f"KL {-bound.per_step:.4f} nats per step at best, above the entropy floor"

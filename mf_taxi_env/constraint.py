@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import is_number, whole_number
 
 #: Lipschitz constant of margins that have none: what the experiments of arXiv 2306.17052 (Section 5) use for the entropy.
 MODELLING_LIPSCHITZ = 0.1
@@ -87,22 +86,10 @@ def store(constraint: object, **fields: Any) -> None:
         object.__setattr__(constraint, name, value)
 
 
-def is_number(value: object) -> bool:
-    """Whether ``value`` is a real number; a bool is not one, although Python computes with it."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def share(name: str, value: float) -> float:
     """``value`` if it is a number in ``[0, 1]``; ValueError otherwise."""
     if not (is_number(value) and 0.0 <= value <= 1.0):
         raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
-    return float(value)
-
-
-def length(name: str, value: float) -> float:
-    """``value`` if it is a finite number of at least 0; ValueError otherwise."""
-    if not (is_number(value) and math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
     return float(value)
 
 

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from mf_taxi_env.checks import finite_number
 from mf_taxi_env.constraint import (
     MODELLING_LIPSCHITZ,
     cells_per_axis,
     check_size,
     from_total_variation,
-    length,
     nonnegative,
     store,
     tensor,
@@ -79,7 +79,7 @@ class _Reference:
         if distance == "w1":
             cells_per_axis(values.size, dimension)  # raises where there is no square grid to measure on
         constant = _slope(distance, values.size, dimension) if lipschitz is None else lipschitz
-        store(self, reference=tuple(values.tolist()), distance=distance, lipschitz=length("lipschitz", constant))
+        store(self, reference=tuple(values.tolist()), distance=distance, lipschitz=finite_number("lipschitz", constant))
         store(self, dimension=dimension, periodic=periodic)
 
     def _distance(self, mu: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class DistanceCap(_Reference):
         periodic: bool = False,
     ) -> None:
         super().__init__(reference, distance, lipschitz, dimension, periodic)
-        store(self, cap=length("cap", cap))
+        store(self, cap=finite_number("cap", cap))
 
     @property
     def name(self) -> str:
@@ -217,7 +217,7 @@ class KeepAway(_Reference):
         periodic: bool = False,
     ) -> None:
         super().__init__(reference, distance, lipschitz, dimension, periodic)
-        store(self, floor=length("floor", floor))
+        store(self, floor=finite_number("floor", floor))
 
     @property
     def name(self) -> str:

@@ -231,8 +231,8 @@ class FleetSimulator:
         At cell resolution a policy that offers ``field(mu, t)`` is asked once per cell instead of once per taxi.
 
         Args:
-            policy: ``policy(positions [n, d], mu [K], t) -> actions [n, d]``; called in chunks of taxis. See
-                :class:`FleetPolicy`.
+            policy: ``policy(positions [m, d], mu [K], t) -> actions [m, d]``; a fleet of more than 65,536 taxis (2^22 on a GPU)
+                is asked in blocks of so many. See :class:`FleetPolicy`.
 
         Raises:
             ValueError: If its actions have the wrong shape, are not finite, or leave ``[-1, 1]``.

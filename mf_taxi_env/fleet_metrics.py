@@ -11,8 +11,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from mf_taxi_env.checks import whole_number
-from mf_taxi_env.finite_samples import corrected_margins, entropy_bias, fleet_size_for
+from mf_taxi_env.checks import finite_number, whole_number
+from mf_taxi_env.finite_samples import corrected_margins
 from mf_taxi_env.fleet import FleetRollout
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.information import MASS_FLOOR, entropy_fraction
@@ -28,12 +28,9 @@ __all__ = [
     "Metric",
     "MetricSettings",
     "Steps",
-    "corrected_margins",
-    "entropy_bias",
     "episode_metrics",
     "estimate",
     "fleet_metrics",
-    "fleet_size_for",
     "gini",
     "mean_field_metrics",
     "over_runs",
@@ -91,10 +88,8 @@ class MetricSettings:
 
     def __post_init__(self) -> None:
         whole_number("districts", self.districts, least=1)
-        if not (math.isfinite(self.coverage_floor) and self.coverage_floor > 0):
-            raise ValueError(f"coverage_floor must be a positive number, got {self.coverage_floor!r}")
-        if not (math.isfinite(self.reach_km) and self.reach_km >= 0):
-            raise ValueError(f"reach_km must be a finite number >= 0, got {self.reach_km!r}")
+        finite_number("coverage_floor", self.coverage_floor, positive=True)
+        finite_number("reach_km", self.reach_km)
 
 
 def fleet_metrics(rollout: FleetRollout, city: TaxiMDP, settings: MetricSettings | None = None) -> Steps:

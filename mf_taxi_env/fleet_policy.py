@@ -1,4 +1,4 @@
-"""A policy as the taxis of a fleet see it, and how many of them are asked at once."""
+"""A policy as the taxis of a fleet see it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-#: Taxis per call of a policy: its hidden layers stay in a CPU's cache, and keep a GPU busy.
+#: Taxis per call of what ``at`` gives: hidden layers stay in a CPU's cache, and keep a GPU busy.
 POLICY_CHUNK = {"cpu": 1 << 12, "cuda": 1 << 18}
 
 
@@ -17,7 +17,7 @@ class FleetPolicy(Protocol):
 
     - ``field(mu, t)`` gives the actions ``[K, d]`` at the cell centres, all that a fleet at cell resolution needs;
     - ``at(mu, t)`` gives a function from positions ``[n, d]`` to actions ``[n, d]`` that has done once what depends on the
-      distribution. A large fleet is asked in chunks, and each would repeat it.
+      distribution. It is asked in chunks, as each taxi's action depends on nobody else's position.
     """
 
     def __call__(self, positions: Tensor, mu: Tensor, t: int) -> Tensor:
@@ -32,9 +32,11 @@ def offered(policy: FleetPolicy, name: str) -> Callable[[Tensor, int], Any] | No
 
 
 def by_position(policy: FleetPolicy, mu: Tensor, t: int) -> Callable[[Tensor], Tensor]:
-    """The policy of step ``t`` as a function from positions ``[n, d]`` to actions ``[n, d]``, asked in chunks and checked."""
+    """The policy of step ``t`` as a function from positions ``[n, d]`` to actions ``[n, d]``, checked."""
     at = offered(policy, "at")
-    ask = at(mu, t) if at else lambda positions: policy(positions, mu, t)
+    if at is None:
+        return lambda positions: checked(policy(positions, mu, t), positions.shape, t)
+    ask = at(mu, t)
 
     def act(positions: Tensor) -> Tensor:
         size = POLICY_CHUNK.get(positions.device.type, POLICY_CHUNK["cuda"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import plain_numbers
+from mf_taxi_env.checks import finite_number, plain_numbers
 from mf_taxi_env.grid import Grid
 
 
@@ -56,8 +55,7 @@ class CongestedMotion:
 
     def __post_init__(self) -> None:
         plain_numbers(self)
-        if not (math.isfinite(self.alpha) and self.alpha >= 0):
-            raise ValueError(f"alpha must be a finite number >= 0, got {self.alpha!r}")
+        finite_number("alpha", self.alpha)
 
     def __call__(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Tensor:
         density = self.grid.size * local_mass(self.grid, positions, mu)
@@ -78,9 +76,8 @@ class TorusMotion:
 
     def __post_init__(self) -> None:
         plain_numbers(self)
-        for name, value in (("max_speed", self.max_speed), ("dt", self.dt)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        for name in ("max_speed", "dt"):
+            finite_number(name, getattr(self, name), positive=True)
 
     def __call__(self, positions: Tensor, mu: Tensor, actions: Tensor) -> Tensor:
         return (positions + actions * (self.max_speed * self.dt)).remainder(1.0)

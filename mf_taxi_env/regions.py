@@ -10,13 +10,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from mf_taxi_env.checks import finite_number
 from mf_taxi_env.constraint import (
     array,
     check_size,
     checked_dimension,
     checked_size,
     from_total_variation,
-    length,
     share,
     store,
     tensor,
@@ -45,7 +45,7 @@ class _Region:
             raise ValueError(f"region must be a mask [K] or a sequence of cell indices, with at least one cell, got {region!r}")
         if values.min() < 0 or (size is not None and values.max() >= size) or len(np.unique(values)) != len(values):
             raise ValueError(f"region must hold different cell indices in [0, {size or 'K'}), got {region!r}")
-        constant = length("lipschitz", from_total_variation(1.0, size, dimension) if lipschitz is None else lipschitz)
+        constant = finite_number("lipschitz", from_total_variation(1.0, size, dimension) if lipschitz is None else lipschitz)
         store(self, region=tuple(sorted(values.tolist())), size=size, lipschitz=constant, dimension=dimension)
 
     def _mass(self, mu: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mf_taxi_env.checks import plain_numbers
+from mf_taxi_env.checks import finite_number, is_number, plain_numbers
 from mf_taxi_env.constraint import (
     MODELLING_LIPSCHITZ,
     Constraint,
@@ -22,8 +22,6 @@ from mf_taxi_env.constraint import (
     checked_size,
     deviation,
     from_total_variation,
-    is_number,
-    length,
     nonnegative,
     share,
     store,
@@ -101,7 +99,7 @@ class EntropyFloor:
 
     def __post_init__(self) -> None:
         plain_numbers(self)
-        store(self, fraction=share("fraction", self.fraction), lipschitz=length("lipschitz", self.lipschitz))
+        store(self, fraction=share("fraction", self.fraction), lipschitz=finite_number("lipschitz", self.lipschitz))
 
     @property
     def name(self) -> str:
@@ -149,7 +147,7 @@ class WeightedEntropyFloor:
         values = nonnegative("weights", weights)
         if not values.any():
             raise ValueError("weights must be positive in at least one cell, got zeros only")
-        constant = length("lipschitz", lipschitz)
+        constant = finite_number("lipschitz", lipschitz)
         store(self, weights=tuple(values.tolist()), fraction=share("fraction", fraction), lipschitz=constant)
 
     @property
@@ -221,7 +219,7 @@ class SmoothedEntropyFloor:
             raise ValueError(f"epsilon must lie in (0, 0.5), got {epsilon!r}")
         size, dimension = checked_size(size), checked_dimension(dimension)
         slope = math.log((1.0 + epsilon) / epsilon) + 1.0 / (1.0 + epsilon)
-        constant = length("lipschitz", from_total_variation(slope, size, dimension) if lipschitz is None else lipschitz)
+        constant = finite_number("lipschitz", from_total_variation(slope, size, dimension) if lipschitz is None else lipschitz)
         store(self, fraction=share("fraction", fraction), epsilon=float(epsilon))
         store(self, size=size, lipschitz=constant, dimension=dimension)
 

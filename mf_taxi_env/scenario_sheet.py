@@ -194,7 +194,7 @@ def _facts(scenario: Scenario) -> list[tuple[str, str]]:
         ("entropy floor", f"{scenario.entropy_floor:.1%} of the maximum"),
         ("mean trip", f"{mean_trip(scenario):.2f} km"),
     ]
-    steps = max(len(np.atleast_2d(scenario.demand)), len(scenario.trip_steps))
+    steps = scenario.steps
     if steps > 1:
         facts.append(("time", f"{steps} steps; their mean is shown"))
     for key, label in PROVENANCE.items():

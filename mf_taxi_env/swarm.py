@@ -12,9 +12,9 @@ from mf_taxi_env.grid import Grid
 from mf_taxi_env.information import entropy
 from mf_taxi_env.mdp import ParticleMDP
 from mf_taxi_env.motion import TorusMotion
-from mf_taxi_env.noise import WrappedGaussian
 from mf_taxi_env.safety import Constraint, DistanceCap, KeepAway
 from mf_taxi_env.space import TORUS
+from mf_taxi_env.wrapped_noise import WrappedGaussian
 
 
 class SwarmMDP(ParticleMDP):
@@ -80,14 +80,13 @@ class SwarmMDP(ParticleMDP):
         super().__init__(grid, motion, noise, horizon=horizon, constraints=constraints, dtype=dtype, device=device)
         for constraint in self.constraints:
             _check_ring(constraint)
-        self.dt = dt
-        self.max_speed = max_speed
-        self.reach = max_speed * dt
+        self.dt, self.max_speed = motion.dt, motion.max_speed
+        self.reach = self.max_speed * self.dt
         self.density_term = not self.constraints if density_term is None else density_term
         angle = 2.0 * math.pi * self.centers[:, 0]
         self._attraction = 2.0 * math.pi**2 * (angle.sin() - angle.cos().square()) + 2.0 * angle.sin()
         self._ergodic = (2.0 * angle.sin()).softmax(-1)
-        self._optimal_actions = (2.0 * math.pi / max_speed * angle.cos()).clamp(-1.0, 1.0).unsqueeze(-1)
+        self._optimal_actions = (2.0 * math.pi / self.max_speed * angle.cos()).clamp(-1.0, 1.0).unsqueeze(-1)
 
     def initial(self, batch: Sequence[int] = ()) -> Tensor:
         """Uniform distributions ``[*batch, K]``."""

@@ -43,6 +43,7 @@ class TaxiMDP(ParticleMDP):
         dtype: Floating-point type.
 
     Raises:
+        TypeError: If the scenario is none, but a name for instance.
         ValueError: If an argument is out of range.
 
     Example:
@@ -67,6 +68,8 @@ class TaxiMDP(ParticleMDP):
     ) -> None:
         if reward_timing not in get_args(RewardTiming):
             raise ValueError(f"reward_timing must be one of {get_args(RewardTiming)}, got {reward_timing!r}")
+        if not isinstance(scenario, Scenario):
+            raise TypeError(f"scenario must be a Scenario, got {scenario!r}: load_scenario(name) gives one")
         grid = Grid(scenario.cells)
         if constraints is None:
             constraints = (EntropyFloor(scenario.entropy_floor),)

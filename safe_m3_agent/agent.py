@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mf_taxi_env import ParticleMDP, TaxiMDP
-from mf_taxi_env.bound import episode_score, possible_return
 from mf_taxi_env.checks import used_device, whole_number
 from mf_taxi_env.safety import scatter
+from mf_taxi_env.scoring import episode_score, possible_return
 from safe_m3_agent import checkpoint
 from safe_m3_agent.calibration import Calibration, HeldOut
 from safe_m3_agent.callbacks import Callback, as_callback, goes_on, training
@@ -93,6 +93,7 @@ class SafeM3UCRL:
         self._stays_first = first is None
         if first is not None:
             self._policy = copied_into(self._policy, first, "first")
+        self._policy.requires_grad_(False)  # in use it does not learn: what it answers is plain numbers
         self.model = make_motion_model(config, mdp, self._generator)
         self.calibration = Calibration(
             members=self.model.members,
@@ -127,7 +128,8 @@ class SafeM3UCRL:
 
     @property
     def policy(self) -> Policy:
-        """The policy in use: ``policy(positions [m, 2], mu [K], t) -> actions [m, 2]`` with ``mu`` after trips."""
+        """The policy in use: ``policy(positions [m, d], mu [K], t) -> actions [m, d]`` with ``mu`` after trips. Its parameters
+        are frozen; a planner improves a copy."""
         return self._policy
 
     def predict(
@@ -240,7 +242,7 @@ class SafeM3UCRL:
             ValueError: If a file is not readable, or the world has to be handed in.
         """
         source = Path(folder)
-        mdp, config, seed = checkpoint.read_run_files(source, mdp, device)
+        mdp, config, seed, _ = checkpoint.read_run_files(source, mdp, device)
         tensors, facts = checkpoint.load_checkpoint(source / checkpoint.CHECKPOINT_FILE, mdp.device)
         try:
             first = None
@@ -289,7 +291,7 @@ class SafeM3UCRL:
             transitions=self._transitions.size,
             seen_unsafe=len(self.history) > 0 and not self._trust.seen_safe,
         )
-        before, self._policy = self._policy, decision.policy
+        before, self._policy = self._policy, decision.policy.requires_grad_(False)
         with torch.no_grad():
             epistemic = learned.rollout(self._policy).uncertainty.mean()
             executed = self.mdp.rollout(self._policy)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import plain_numbers
+from mf_taxi_env.checks import finite_number, plain_numbers
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class BarrierConfig:
             raise ValueError(
                 f"barrier.fall must lie in (0, 1) and barrier.rise be at least 1, got fall={self.fall!r}, rise={self.rise!r}"
             )
-        if not 0 < self.width < math.inf:
-            raise ValueError(f"barrier.width must be a positive number, got {self.width!r}")
+        finite_number("barrier.width", self.width, positive=True)
 
     def after(self, weight: float, *, certified: bool) -> float:
         """The weight that follows ``weight``, when plans made with it were certified or not."""

@@ -12,7 +12,7 @@ import json
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -168,8 +168,17 @@ def check_run_files(folder: Path, facts: dict[str, Any]) -> None:
         raise ValueError(f"{folder} holds another run: {differ}, by its {RUN_FILE}; choose an empty folder")
 
 
-def read_run_files(folder: Path, mdp: ParticleMDP | None, device: torch.device | str) -> tuple[ParticleMDP, Config, int]:
-    """The world, settings and seed of a saved run.
+class RunFiles(NamedTuple):
+    """What a run is of."""
+
+    mdp: ParticleMDP
+    config: Config
+    seed: int
+    first: str | None  #: fingerprint of the policy that it was handed at the start; None where it began by staying put
+
+
+def read_run_files(folder: Path, mdp: ParticleMDP | None, device: torch.device | str) -> RunFiles:
+    """The world, settings, seed and start of a saved run.
 
     Args:
         folder: The run's folder.
@@ -198,7 +207,7 @@ def read_run_files(folder: Path, mdp: ParticleMDP | None, device: torch.device |
     facts = world_facts(mdp)
     if differ := _differences(world, facts):
         raise ValueError(f"{folder} was run in another world: {'; '.join(differ)}")
-    return mdp, config, seed
+    return RunFiles(mdp, config, seed, run.get("first"))  # a run file older than that fact has none
 
 
 def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:

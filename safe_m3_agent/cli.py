@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 import torch
 
 from mf_taxi_env import ParticleMDP, TaxiMDP
-from mf_taxi_env.bound import episode_score, possible_return
+from mf_taxi_env.checks import used_device
 from mf_taxi_env.fleet import Resolution
 from mf_taxi_env.information import entropy_fraction, kl_divergence
+from mf_taxi_env.scoring import episode_score, possible_return
 from safe_m3_agent.agent import SafeM3UCRL
 from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE, check_run_files, run_facts, saved_episodes
 from safe_m3_agent.config import Config
@@ -65,7 +66,7 @@ def train(
     """
     if episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {episodes}")
-    _check_device(device)
+    used_device(device)
     mdp = world.build(device)
     agent = _agent(mdp, config, seed, out, resume=resume)
     print(headline(mdp), end="\n\n")
@@ -123,7 +124,7 @@ def evaluate(run: tyro.conf.Positional[Path], device: str = "cpu") -> None:
         run: Folder of a run.
         device: torch device.
     """
-    _check_device(device)
+    used_device(device)
     agent = SafeM3UCRL.load(run, device=device)
     world = agent.mdp
     with torch.no_grad():
@@ -168,8 +169,7 @@ def fleet(
     """
     if not run or len(set(run)) < len(run):
         raise ValueError(f"run must name at least one folder, and none twice, got {[str(folder) for folder in run]}")
-    _check_device(device)
-    on_cpu = torch.device(device).type == "cpu"
+    on_cpu = used_device(device).type == "cpu"
     if ray is not None and not on_cpu:
         raise ValueError(f"--ray runs episodes on CPUs, got --device {device!r}")
     subjects = {str(folder): _subject(folder, device) for folder in run}
@@ -222,13 +222,6 @@ def figures(
         format: Formats of the figures.
     """
     print(paper_figures(runs, out, only=only, judge_floor=judge_floor, formats=format))
-
-
-def _check_device(name: str) -> None:
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, depending on how it was built
-        raise ValueError(f"--device {name!r} is not usable here: {str(error).splitlines()[0]}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

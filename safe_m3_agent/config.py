@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from mf_taxi_env.checks import plain_numbers, whole_number
+from mf_taxi_env.checks import finite_number, is_number, plain_numbers, whole_number
 from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
@@ -110,15 +110,13 @@ class Config:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise ValueError(f"beta must be a finite number >= 0, got {self.beta!r}")
+        finite_number("beta", self.beta)
         if not 0 < self.delta < 1:
             raise ValueError(f"delta must lie in (0, 1), got {self.delta!r}")
         for name, least in (
             ("representative_agents", 1), ("exploration_candidates", 1), ("adversaries", 0), ("rounds", 1), ("fleet", 0),
         ):  # fmt: skip
             whole_number(name, getattr(self, name), least)
-        if not 0 <= self.growth < math.inf:
-            raise ValueError(f"growth must be a finite number >= 0, got {self.growth!r}")
-        if not (1 < self.anew < math.inf or self.anew == 0):
+        finite_number("growth", self.growth)
+        if not (is_number(self.anew) and (self.anew == 0 or 1 < self.anew < math.inf)):
             raise ValueError(f"anew must be a finite number > 1, or 0 for never, got {self.anew!r}")

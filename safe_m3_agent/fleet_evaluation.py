@@ -13,8 +13,9 @@ import torch
 
 from mf_taxi_env import EntropyFloor, FleetRollout, FleetSimulator, TaxiMDP, Trajectory
 from mf_taxi_env.checks import whole_number
+from mf_taxi_env.finite_samples import fleet_size_for
 from mf_taxi_env.fleet import Resolution
-from mf_taxi_env.fleet_metrics import episode_metrics, fleet_metrics, fleet_size_for
+from mf_taxi_env.fleet_metrics import episode_metrics, fleet_metrics
 from mf_taxi_env.safety import scatter
 from safe_m3_agent.fleet_table import FleetEpisode, FleetKey, FleetTable
 from safe_m3_agent.hallucination import FLEET_DEVIATIONS
@@ -40,7 +41,7 @@ def sufficient_taxis(subject: Subject) -> float:
     """The smallest fleet that keeps entropy floors as it is, uncorrected, but for scatter beyond ``FLEET_DEVIATIONS``.
 
     The smallest ``m``, at least ``K``, with ``(K - 1) / (2 m) + 3.5 sqrt(V(mu_t) / m)`` at most the margin of the mean field's
-    ``mu_t`` at every step (:func:`~mf_taxi_env.fleet_metrics.fleet_size_for`, :func:`~mf_taxi_env.safety.scatter`): to first
+    ``mu_t`` at every step (:func:`~mf_taxi_env.finite_samples.fleet_size_for`, :func:`~mf_taxi_env.safety.scatter`): to first
     order, for taxis that are drawn from ``mu_t`` independently, and for entropy floors alone.
 
     Args:

@@ -212,7 +212,7 @@ class HallucinatedMDP(MeanFieldMDP):
         """The same world, whose margins are those that a finite fleet keeps with near certainty.
 
         From each margin what :func:`fleet_reserve` says is taken. It is what is left once the bias of an empirical entropy is
-        corrected (:func:`mf_taxi_env.fleet_metrics.corrected_margins`).
+        corrected (:func:`mf_taxi_env.finite_samples.corrected_margins`).
 
         Args:
             taxis: ``m``, at least 1.

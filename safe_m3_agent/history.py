@@ -23,7 +23,7 @@ class Episode:
         reward: Return in the true world, the sum of the world's rewards.
         min_margin: Smallest margin in the true world, over steps and constraints.
         violations: Steps of the episode at which a constraint was violated in the true world.
-        score: Share of the possible that was reached, see :func:`mf_taxi_env.bound.episode_score`; NaN after a violation, or
+        score: Share of the possible that was reached, see :func:`mf_taxi_env.scoring.episode_score`; NaN after a violation, or
             where it is not known what is possible.
         certified: Whether a new policy was certified and taken into use in this episode.
         worst_margin: Smallest margin that adversaries found for the policy taken into use, or else for the last candidate;

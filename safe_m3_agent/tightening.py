@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import plain_numbers
+from mf_taxi_env.checks import finite_number, plain_numbers
 from mf_taxi_env.mdp import MeanFieldMDP
 
 #: A constraint tightened by this much is out of reach, and squares of it are still numbers in float32.
@@ -33,8 +33,7 @@ class LipschitzConfig:
     def __post_init__(self) -> None:
         plain_numbers(self)
         for name in ("motion", "policy", "doubt"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"lipschitz.{name} must be a finite number >= 0, got {getattr(self, name)!r}")
+            finite_number(f"lipschitz.{name}", getattr(self, name))
 
     def growth(self, beta: float) -> float:
         """``Lbar = 1 + 2 (1 + L_pi) (L_f + 2 beta L_sigma)``, by which an error may grow per step."""

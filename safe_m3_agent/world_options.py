@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 
 from mf_taxi_env import EntropyFloor, Scenario, SwarmMDP, TaxiMDP, certified_bound, load_scenario
-from mf_taxi_env.bound import analytic_return, stay_return
+from mf_taxi_env.bound import NoBoundError
+from mf_taxi_env.scoring import analytic_return, stay_return
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,23 @@ def headline(world: TaxiMDP | SwarmMDP) -> str:
     floors = [floor for floor in world.constraints if isinstance(floor, EntropyFloor)]
     keeps = f", entropy of the fleet at least {100 * floors[0].fraction:g} % of its maximum" if floors else ""
     if isinstance(world, TaxiMDP):
-        bound, cells = certified_bound(world), world.grid.cells
-        steps = max(len(world.scenario.trip_steps), len(world.scenario.demand) if world.scenario.demand.ndim == 2 else 1)
-        rest = "the last one repeats" if steps < world.horizon else f"those after step {world.horizon} are not used"
-        lengths = f"\nThe city has {steps} steps, an episode {world.horizon}: {rest}; --horizon {steps} uses each once"
-        return (
-            f"{world.scenario.name}, {cells} x {cells} cells{keeps}\n"
-            f"No policy earns more than {bound.upper:.3f} nats in {world.horizon} steps "
-            f"(KL {bound.kl:.4f} per step) and is safe" + lengths * (steps not in (1, world.horizon))
-        )
+        lines = [f"{world.scenario.name}, {world.grid.cells} x {world.grid.cells} cells{keeps}", _possible(world)]
+        steps = world.scenario.steps
+        if steps not in (1, world.horizon):
+            rest = "the last one repeats" if steps < world.horizon else f"those after step {world.horizon} are not used"
+            lines.append(f"The city has {steps} steps, an episode {world.horizon}: {rest}; --horizon {steps} uses each once")
+        return "\n".join(lines)
     safe = ", which need not be safe" if floors else ""
     return (
         f"swarm, {world.grid.size} cells of a ring{keeps}\n"
         f"Staying put earns {stay_return(world):.3f} in {world.horizon} steps, "
         f"the analytic control {analytic_return(world):.3f}{safe}"
     )
+
+
+def _possible(world: TaxiMDP) -> str:
+    try:
+        bound = certified_bound(world)
+    except NoBoundError as error:
+        return f"What is possible is not known: {error}"
+    return f"No policy earns more than {bound.upper:.3f} nats in {world.horizon} steps (KL {bound.kl:.4f} per step) and is safe"

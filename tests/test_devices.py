@@ -13,7 +13,7 @@ import torch
 
 import mf_taxi_env
 from mf_taxi_env import EntropyFloor, FleetSimulator, Grid, TaxiMDP, load_scenario
-from mf_taxi_env.noise import WrappedGaussian
+from mf_taxi_env.wrapped_noise import WrappedGaussian
 from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig

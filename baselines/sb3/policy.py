@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from baselines.sb3.adapter import LiftedVecEnv
@@ -17,12 +18,13 @@ class LiftedPolicy:
     It follows the model: where that goes on learning, so does the policy.
 
     Args:
-        model: Trained on ``envs``, or on envs wrapped around it that leave observations and actions as they are.
+        model: Trained on ``envs``, or on envs wrapped around it that leave observations and actions as they are. One that was
+            loaded knows what it was trained on only if it was given its envs: ``PPO.load(file, env=envs)``.
         envs: Says what is observed, and what an action means.
 
     Raises:
-        ValueError: If the model is of other spaces, sees observations that ``VecNormalize`` has changed, or does not see the
-            distribution after trips.
+        ValueError: If the model is of other spaces or envs whose actions mean something else, sees observations that
+            ``VecNormalize`` has changed, or does not see the distribution after trips.
 
     Example:
         >>> from stable_baselines3 import PPO
@@ -49,6 +51,8 @@ class LiftedPolicy:
             raise ValueError(
                 "model must be trained on observations as they are, got one under VecNormalize: use norm_obs=False"
             )
+        if (trained := model.get_env()) is not None:
+            _check_trained_on(trained.unwrapped, envs)
         self._actor = model.policy
         self._observe = envs.observe
         self._parameterization = envs.parameterization
@@ -75,3 +79,17 @@ class LiftedPolicy:
         # What SB3's predict() does, without leaving the device; it, too, clips what does not squash.
         flat = self._actor._predict(seen.reshape(-1, seen.shape[-1]), deterministic=True).clamp(-1.0, 1.0)
         return (self._reach * flat).to(mu.device, mu.dtype).reshape(*mu.shape[:-1], -1)
+
+
+def _check_trained_on(base: VecEnv, envs: LiftedVecEnv) -> None:
+    """What spaces do not tell: which distribution was seen, and how far an action went."""
+    if not isinstance(base, LiftedVecEnv) or not base.after_trips:
+        raise ValueError(
+            f"model must be trained on a LiftedVecEnv with after_trips=True, got {base!r}: other envs show the distribution "
+            "before trips, on which a policy cannot act"
+        )
+    if base.reach != envs.reach:
+        raise ValueError(f"envs must have the reach that the model was trained with, {base.reach!r}, got {envs.reach!r}")
+    theirs, ours = (type(one.parameterization).__name__ for one in (base, envs))
+    if theirs != ours:
+        raise ValueError(f"envs must have the parameterization that the model was trained with, {theirs}, got {ours}")

@@ -16,6 +16,7 @@ class FleetSettings(CitySettings, total=False):
     """Arguments of :func:`fleet_parallel_env` beside the number of taxis."""
 
     resolution: Resolution
+    render_mode: None
 
 
 def fleet_parallel_env(n_taxis: int = 100, **settings: Unpack[FleetSettings]) -> FleetParallelEnv:
@@ -26,7 +27,8 @@ def fleet_parallel_env(n_taxis: int = 100, **settings: Unpack[FleetSettings]) ->
         n_taxis: Fleet size, at least 1.
         settings: ``scenario``, ``cells``, ``horizon``, ``constraints``, ``motion``, ``noise_std``, ``reward_timing`` and
             ``device`` as those of ``MFTaxi-v0``, with the same defaults; ``resolution`` as that of
-            :class:`~mf_taxi_env.FleetSimulator`.
+            :class:`~mf_taxi_env.FleetSimulator`; ``render_mode``, which can only be None. Taxis see and do the same whatever
+            observation or parameterization the fleet's env would have.
 
     Raises:
         ImportError: If PettingZoo is not installed.
@@ -40,5 +42,7 @@ def fleet_parallel_env(n_taxis: int = 100, **settings: Unpack[FleetSettings]) ->
         if error.name is None or error.name.split(".")[0] != "pettingzoo":
             raise
         raise ImportError("fleet_parallel_env needs PettingZoo: pip install 'safe-m3-taxi[multiagent]'") from error
+    if (render_mode := settings.pop("render_mode", None)) is not None:
+        raise ValueError(f"render_mode must be None, got {render_mode!r}: a fleet env draws nothing")
     resolution = settings.pop("resolution", "cell")
     return FleetParallelEnv(cities(**settings)(None), n_taxis, resolution=resolution)  # type: ignore[misc] # no resolution left

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mf_taxi_env.information import entropy_fraction, floored_log
-from mf_taxi_env.mdp import MeanFieldMDP, worst
+from mf_taxi_env.mdp import MeanFieldMDP, broken, worst
 from mf_taxi_env.parameterization import Parameterization, make_parameterization
 
 Observation = Literal["mass", "density"]
@@ -200,11 +200,11 @@ class Shell:
         """``mu`` ``[N, K]``, mixed with the world's own start by halves until it keeps the constraints, if that ever does."""
         home = self.mdp.initial((len(mu),))
         for _ in range(20):
-            unsafe = (self.mdp.margins(mu) < 0).any(-1, keepdim=True)
+            unsafe = broken(self.mdp.margins(mu)).unsqueeze(-1)
             if not unsafe.any():
                 return mu
             mu = torch.where(unsafe, 0.5 * (mu + home), mu)
-        return torch.where((self.mdp.margins(mu) < 0).any(-1, keepdim=True), home, mu)
+        return torch.where(broken(self.mdp.margins(mu)).unsqueeze(-1), home, mu)
 
     def observe(self, mu: Tensor, t: int) -> Tensor:
         """Observations ``[..., n]``, float32, of ``mu`` ``[..., K]`` at step ``t``."""
@@ -221,7 +221,7 @@ class Shell:
 
 def is_ours(mdp: MeanFieldMDP, *others: object) -> bool:
     """Whether all that a step of a world calls, and the ``others``, is of this package."""
-    parts = (getattr(mdp, "motion", mdp), *mdp.constraints, *others)
+    parts = (mdp, getattr(mdp, "motion", mdp), *mdp.constraints, *others)
     return all(type(part).__module__.startswith("mf_taxi_env.") for part in parts)
 
 

@@ -101,6 +101,11 @@ class Scenario:
         return tuple(self.trips) if _varies(self.trips) else (self.trips,)
 
     @property
+    def steps(self) -> int:
+        """Steps that the data tell apart, 1 where neither demand nor trips change; in a longer episode the last one repeats."""
+        return max(len(np.atleast_2d(self.demand)), len(self.trip_steps))
+
+    @property
     def demand_entropy(self) -> float:
         """Entropy of the demand, of its mean where it changes by step, as a share of ``log K``."""
         if self.demand.shape[-1] == 1:
@@ -111,7 +116,7 @@ class Scenario:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of demand and trips: whether two cities are the same, in 64 characters, on whatever machine they were made."""
+        """SHA-256 of demand and trips: whether two cities are the same, on whatever machine they were made."""
         arrays = (self.demand, *pack(self.trips).values())
         return hashlib.sha256(b"".join(_told_apart(array).tobytes() for array in arrays)).hexdigest()
 
@@ -127,8 +132,8 @@ class Scenario:
         overlap = cell_overlap(self.cells, cells)
         # Trips are weighted by demand on the way. A vanishing uniform weight lets cells without demand keep their own row.
         weights = np.atleast_2d(self.demand / self.demand.shape[-1] + 1e-12)
-        steps = max(len(weights), len(self.trip_steps))
-        trips = [resampled(self.trip_steps[t % len(self.trip_steps)], weights[t % len(weights)], overlap) for t in range(steps)]
+        of_steps = self.trip_steps
+        trips = [resampled(of_steps[t % len(of_steps)], weights[t % len(weights)], overlap) for t in range(self.steps)]
         constant = self.demand.ndim == 1 and not _varies(self.trips)
         return replace(
             self,
@@ -235,7 +240,7 @@ def _told_apart(array: NDArray[Any]) -> NDArray[Any]:
     if not np.issubdtype(array.dtype, np.floating):
         return array.astype(np.int64)
     mantissa, exponent = np.frexp(np.where(array < 1e-18, 0.0, array))
-    return np.ldexp(np.round(np.ldexp(mantissa, 20)), exponent - 20)  # twenty binary digits
+    return np.asarray(np.ldexp(np.round(np.ldexp(mantissa, 20)), exponent - 20))  # twenty binary digits
 
 
 def validated_floor(floor: Any) -> float:

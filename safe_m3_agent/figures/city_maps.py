@@ -14,11 +14,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from mf_taxi_env import TaxiMDP, certified_bound
-from mf_taxi_env.bound import episode_score
 from mf_taxi_env.information import entropy_fraction
 from mf_taxi_env.render import UNIT, WIDE, colour_bar, common_scale, draw_map, maps_sheet, new_figure
 from mf_taxi_env.scenario_sheet import draw_arrows
 from mf_taxi_env.scenarios.city import box_km
+from mf_taxi_env.scoring import episode_score
 from mf_taxi_env.sparse import SparseMatrix
 from safe_m3_agent.figures.drawing import Drawing, Table
 from safe_m3_agent.figures.recorded import Group, RecordedRun

@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mf_taxi_env import TaxiMDP, certified_bound
-from mf_taxi_env.bound import stay_return
 from mf_taxi_env.fleet_metrics import step_minutes
 from mf_taxi_env.render import new_figure
+from mf_taxi_env.scoring import stay_return
 from safe_m3_agent.figures.drawing import Drawing, Table
 from safe_m3_agent.figures.recorded import Group
 from safe_m3_agent.figures.seeds import Summary, described, summary

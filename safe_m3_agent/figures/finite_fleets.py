@@ -12,10 +12,10 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, PercentForm
 from numpy.typing import NDArray
 
 from mf_taxi_env import TaxiMDP
-from mf_taxi_env.bound import stay_return
 from mf_taxi_env.fleet_metrics import Estimate
 from mf_taxi_env.information import kl_divergence
 from mf_taxi_env.render import new_figure
+from mf_taxi_env.scoring import stay_return
 from safe_m3_agent.figures.curves import certified_return, safety_shown, step_axis
 from safe_m3_agent.figures.drawing import Drawing, Table
 from safe_m3_agent.figures.recorded import single_floor

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mf_taxi_env import TaxiMDP, certified_bound, score
-from mf_taxi_env.bound import MARGIN_TOLERANCE, demand_match
 from mf_taxi_env.information import entropy_fraction
 from mf_taxi_env.render import new_figure
+from mf_taxi_env.scoring import demand_match, kept
 from safe_m3_agent.figures.curves import step_axis
 from safe_m3_agent.figures.drawing import Drawing, Table
 from safe_m3_agent.figures.recorded import Group, with_floor
@@ -38,7 +38,7 @@ def judged(curves: Sequence[tuple[str, Group]], floor: float, title: str) -> Dra
     for (label, group), line in zip(curves, LINES, strict=False):
         for run in group.runs:
             mu = run.executed.mu[1:]
-            violations = int((judge.margins(mu) < -MARGIN_TOLERANCE).any(-1).sum())
+            violations = int((~kept(judge.margins(mu.double()))).any(-1).sum())
             shares = entropy_fraction(mu).double().cpu().numpy()
             kl = -demand_match(mu.double(), world) / world.horizon
             points.append((float(shares.min()), kl))

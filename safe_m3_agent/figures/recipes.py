@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mf_taxi_env import CongestedMotion, FreeMotion, Scenario, load_scenario
+from mf_taxi_env import CongestedMotion, EntropyFloor, FreeMotion, Scenario, load_scenario
 from safe_m3_agent.config import Config
 from safe_m3_agent.figures.recorded import Group, RecordedRun
 from safe_m3_agent.worlds import SCENARIO_FILE
@@ -32,6 +32,8 @@ def train_command(group: Group, entropy_floor: float | None = None, **changes: A
     motion = world.motion
     plain = (
         group.floor is not None
+        and world.constraints == (EntropyFloor(group.floor),)
+        and group.first is None
         and world.reward_timing == "next"
         and world.dtype == torch.float32
         and (isinstance(motion, FreeMotion) or (isinstance(motion, CongestedMotion) and motion.alpha == alpha))

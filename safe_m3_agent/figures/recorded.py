@@ -53,6 +53,7 @@ class RecordedRun:
         world: The true world.
         config: Settings of the agent.
         seed: Seed.
+        first: Fingerprint of the policy that it was handed at the start; None where it began by staying put.
         history: The executed episodes, at least one.
     """
 
@@ -60,6 +61,7 @@ class RecordedRun:
     world: TaxiMDP
     config: Config
     seed: int
+    first: str | None
     history: History
 
     @classmethod
@@ -70,7 +72,7 @@ class RecordedRun:
             FileNotFoundError: If there is no run, or no checkpoint.
             ValueError: If a file is not readable, or no episode is recorded.
         """
-        world, config, seed = read_run_files(folder, None, "cpu")
+        world, config, seed, first = read_run_files(folder, None, "cpu")
         if not isinstance(world, TaxiMDP):
             raise ValueError(f"{folder} is no run in a city, which these figures are of: its world is a {type(world).__name__}")
         for name in (HISTORY_FILE, CHECKPOINT_FILE):
@@ -79,7 +81,7 @@ class RecordedRun:
         history = History.from_csv(folder / HISTORY_FILE)
         if not len(history):
             raise ValueError(f"{folder / HISTORY_FILE} holds no episode")
-        return cls(folder, world, config, seed, history)
+        return cls(folder, world, config, seed, first, history)
 
     @cached_property
     def agent(self) -> SafeM3UCRL:
@@ -111,7 +113,7 @@ class Group:
 
     def __init__(self, runs: Sequence[RecordedRun]) -> None:
         self.runs = sorted(runs, key=lambda run: run.seed)
-        self.world, self.config = runs[0].world, runs[0].config
+        self.world, self.config, self.first = runs[0].world, runs[0].config, runs[0].first
 
     @property
     def seeds(self) -> list[int]:
@@ -147,18 +149,16 @@ class Group:
         """All settings but the seed and those named, as text: equal for groups that differ in nothing else.
 
         Args:
-            without: Names of settings of the agent; ``"entropy_floor"``; ``"constraints"``; or ``"learning"`` for all that
-                means nothing to an agent that is given the motion.
+            without: Names of settings of the agent; ``"entropy_floor"``; or ``"learning"`` for all that means nothing to an
+                agent that is given the motion.
         """
         config, world = dataclasses.asdict(self.config), world_facts(self.world)
         if "entropy_floor" in without and self.floor is not None:
             world["constraints"] = "an entropy floor"
-        if "constraints" in without:
-            del world["constraints"]
         # With the motion given but trips to learn, there is learning all the same.
         dropped = {*without, *(OF_LEARNING if "learning" in without and not self.config.learn_trips else ())}
         config = {name: value for name, value in config.items() if name not in dropped}
-        return json.dumps([world, config], sort_keys=True)
+        return json.dumps([world, config, self.first], sort_keys=True)
 
     @property
     def city(self) -> str:
@@ -197,13 +197,14 @@ def single_floor(world: TaxiMDP) -> float | None:
 
 
 def with_floor(world: TaxiMDP, floor: float) -> TaxiMDP:
-    """The same world under one entropy floor, a share of ``log K``."""
+    """The same world under one entropy floor, a share of ``log K``, that is tightened as the world's own."""
+    tightened = world.constraints[0].lipschitz if single_floor(world) is not None else EntropyFloor(floor).lipschitz
     return TaxiMDP(
         world.scenario,
         horizon=world.horizon,
         noise_std=world.noise.std,
         motion=world.motion,
-        constraints=[EntropyFloor(floor)],
+        constraints=[EntropyFloor(floor, tightened)],
         reward_timing=world.reward_timing,
         device=world.device,
         dtype=world.dtype,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mf_taxi_env import EntropyFloor, ParticleMDP, TaxiMDP
-from mf_taxi_env.bound import possible_return, stay_return
+from mf_taxi_env.scoring import possible_return, stay_return
 from safe_m3_agent.figures.style import BLUE, GREEN, GREY, ORANGE, RED, clean
 from safe_m3_agent.history import History
 

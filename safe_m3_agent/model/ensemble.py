@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import plain_numbers, whole_number
+from mf_taxi_env.checks import finite_number, plain_numbers, whole_number
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.space import CUBE, Space
 from safe_m3_agent.model import truncated_likelihood, wrapped_likelihood
@@ -66,8 +66,7 @@ class EnsembleConfig:
         if not 0 <= self.validation < 1:
             raise ValueError(f"ensemble.validation must lie in [0, 1), got {self.validation!r}")
         for name in ("learning_rate", "linear_scale", "density_scale", "residual_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"ensemble.{name} must be positive and finite, got {getattr(self, name)!r}")
+            finite_number(f"ensemble.{name}", getattr(self, name), positive=True)
 
 
 class ProbabilisticEnsemble(DynamicsModel):

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import plain_numbers, whole_number
+from mf_taxi_env.checks import finite_number, plain_numbers, whole_number
 from mf_taxi_env.grid import Grid
 from safe_m3_agent.model.dynamics_model import Belief, DynamicsModel
 from safe_m3_agent.model.edge_sites import clear_landings, propagate
@@ -70,8 +70,7 @@ class GPConfig:
         for name, least in (("inducing", 1), ("members", 2), ("features", 1), ("steps", 0), ("subset", 1)):
             whole_number(f"gp.{name}", getattr(self, name), least)
         for name in ("learning_rate", "linear_scale", "residual_scale", "lengthscale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"gp.{name} must be positive and finite, got {getattr(self, name)!r}")
+            finite_number(f"gp.{name}", getattr(self, name), positive=True)
 
 
 class GaussianProcess(DynamicsModel):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import plain_numbers, whole_number
+from mf_taxi_env.checks import finite_number, plain_numbers, whole_number
 from mf_taxi_env.grid import Grid
 from mf_taxi_env.mdp import ParticleMDP
 from mf_taxi_env.scenarios.city import box_km
@@ -51,11 +51,9 @@ class TripConfig:
     def __post_init__(self) -> None:
         plain_numbers(self)
         whole_number("trips.members", self.members, least=2)
-        if not 0 <= self.beta < math.inf:
-            raise ValueError(f"trips.beta must be a finite number >= 0, got {self.beta!r}")
+        finite_number("trips.beta", self.beta)
         for name in ("attraction_scale", "attraction_length", "demand_scale", "decay_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"trips.{name} must be positive and finite, got {getattr(self, name)!r}")
+            finite_number(f"trips.{name}", getattr(self, name), positive=True)
 
 
 class TripModel:

@@ -1,1 +1,1 @@
-"""Planners: they improve a policy in whichever mean-field MDP they are given."""
+"""Planners: they improve a policy in the learned world, which where the motion is given is the true one."""

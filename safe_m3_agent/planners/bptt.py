@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mf_taxi_env.checks import plain_numbers, whole_number
+from mf_taxi_env.checks import finite_number, plain_numbers, whole_number
 from mf_taxi_env.mdp import Field
 from safe_m3_agent.barrier import relaxed_log_barrier, width_at
 from safe_m3_agent.hallucination import HallucinatedField, HallucinatedMDP
@@ -44,8 +44,7 @@ class BPTTConfig:
         for name, least in (("epochs", 1), ("renewal", 0)):
             whole_number(f"bptt.{name}", getattr(self, name), least)
         for name in ("learning_rate", "gradient_clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"bptt.{name} must be positive and finite, got {getattr(self, name)!r}")
+            finite_number(f"bptt.{name}", getattr(self, name), positive=True)
 
 
 class BPTTPlanner(Planner):

@@ -106,6 +106,8 @@ class GridCritic(Critic):
     fixed_features = False
     #: A field's typical size, which brings it to the order of a density.
     typical = 0.05
+    #: Of both convolutions.
+    channels = 16
 
     def __init__(
         self,
@@ -114,14 +116,13 @@ class GridCritic(Critic):
         actions: int,
         hidden: int,
         generator: torch.Generator,
-        channels: int = 16,
     ) -> None:
         side = math.ceil(math.ceil(mdp.grid.cells / 2) / 2)
-        super().__init__(mdp, channels * side**2, hidden, generator)
+        super().__init__(mdp, self.channels * side**2, hidden, generator)
         self.modes = modes
         self.cells = mdp.grid.cells
-        self.wide = convolution(1 + 2 * actions, channels, 5, mdp, generator)
-        self.narrow = convolution(channels, channels, 3, mdp, generator)
+        self.wide = convolution(1 + 2 * actions, self.channels, 5, mdp, generator)
+        self.narrow = convolution(self.channels, self.channels, 3, mdp, generator)
 
     def features(self, shifted: Tensor, fields: Tensor | None) -> Tensor:
         assert fields is not None

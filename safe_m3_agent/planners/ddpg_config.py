@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mf_taxi_env.checks import plain_numbers, whole_number
+from mf_taxi_env.checks import finite_number, plain_numbers, whole_number
 from safe_m3_agent.planners.critic import CriticKind
 
 NoiseKind = Literal["parameter", "action", "none"]
@@ -77,8 +76,7 @@ class DDPGConfig:
             whole_number(f"ddpg.{name}", getattr(self, name), least=1)
         whole_number("ddpg.renewal", self.renewal, least=0)
         for name in ("critic_rate", "actor_step", "noise_distance"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"ddpg.{name} must be a positive number, got {getattr(self, name)!r}")
+            finite_number(f"ddpg.{name}", getattr(self, name), positive=True)
         if not 0 < self.tau <= 1:
             raise ValueError(f"ddpg.tau must lie in (0, 1], got {self.tau!r}")
         if not 0 <= self.gaussian_starts <= 1:

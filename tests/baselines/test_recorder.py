@@ -18,8 +18,9 @@ from baselines.curve import Curve
 from baselines.judgement import Judge, judge_fleets
 from baselines.recorder import CurveRecorder
 from mf_taxi_env import TaxiMDP, load_scenario
-from mf_taxi_env.bound import BoundExceededError, kept
+from mf_taxi_env.bound import BoundExceededError
 from mf_taxi_env.mdp import Move
+from mf_taxi_env.scoring import kept
 
 
 class Clock:
@@ -189,7 +190,7 @@ def test_more_than_is_possible_fails_loudly(made: Any, judge: Judge, monkeypatch
     """A safe policy above the certified bound is a bug of ours, and no number to be put in a table."""
     if what == "bound":
         low = dataclasses.replace(judge.bound, reward=judge.bound.reward - 20.0)
-        monkeypatch.setattr("mf_taxi_env.bound.certified_bound", lambda world: low)
+        monkeypatch.setattr("mf_taxi_env.scoring.certified_bound", lambda world: low)
     else:
         earned = TaxiMDP.reward
         monkeypatch.setattr(TaxiMDP, "reward", lambda *arguments: earned(*arguments) + 20.0)

@@ -400,6 +400,12 @@ def test_mistakes_are_told_before_anything_runs(run: Run, quick: tuple[object, .
         told = run("run", *quick, "--out", tmp_path / "out", *options)
         assert told.status == 2 and message in told.err, (message, told)
         assert not (tmp_path / "out").exists()
+    # A CPU by its number is one as well: what is refused is the number of workers.
+    told = run("run", *quick, "--algorithms", "stay", "--device", "cpu:0", "--ray", "local", "--workers", 0)
+    assert told.status == 2 and "workers must be an integer >= 1" in told.err
+    told = run("table", Path(__file__).parents[2] / "docs" / "leaderboard_runs", "--out", tmp_path / "out", "--format")
+    assert told.status == 2 and "formats must name at least one of png, pdf, svg" in told.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_paths_hold_in_any_working_directory(

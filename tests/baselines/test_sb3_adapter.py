@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -295,6 +296,22 @@ def test_a_policy_needs_what_it_acts_on() -> None:
         LiftedPolicy(PPO("MlpPolicy", envs, device="cpu"), envs)
     with pytest.raises(ValueError, match="action_space"):
         LiftedPolicy(PPO("MlpPolicy", batch(parameterization="cells"), device="cpu"), batch())
+
+
+def test_a_policy_is_of_the_envs_that_its_model_knows(tmp_path: Path) -> None:
+    """Spaces do not tell how far an action goes, or which distribution was seen: moves five times as long are no policy."""
+    model = PPO("MlpPolicy", batch(reach=0.2), n_steps=2, batch_size=2, device="cpu")
+    with pytest.raises(ValueError, match=r"envs must have the reach that the model was trained with, 0\.2, got 1\.0"):
+        LiftedPolicy(model, batch())
+    LiftedPolicy(model, batch(reach=0.2))  # made anew, as after loading
+    plain = PPO("MlpPolicy", batch(after_trips=False), n_steps=2, batch_size=2, device="cpu")
+    with pytest.raises(ValueError, match=r"model must be trained on a LiftedVecEnv with after_trips=True"):
+        LiftedPolicy(plain, batch())
+    alone = PPO("MlpPolicy", single(), n_steps=2, batch_size=2, device="cpu")
+    with pytest.raises(ValueError, match=r"model must be trained on a LiftedVecEnv"):
+        LiftedPolicy(alone, batch())
+    plain.save(tmp_path / "model")
+    LiftedPolicy(PPO.load(tmp_path / "model", device="cpu"), batch())  # without its envs nobody knows
 
 
 def test_episodes_start_where_they_are_told_to() -> None:

@@ -365,7 +365,7 @@ def test_a_solver_that_always_fails_raises(make_scenario: Make, monkeypatch: pyt
 def test_a_swarm_has_no_certified_bound() -> None:
     """Said at the door, with the name of what there is for other worlds."""
     swarm = SwarmMDP(cells=10)
-    with pytest.raises(TypeError, match=r"of a TaxiMDP alone, got .*SwarmMDP.* mf_taxi_env\.bound\.episode_score"):
+    with pytest.raises(TypeError, match=r"of a TaxiMDP alone, got .*SwarmMDP.* mf_taxi_env\.scoring\.episode_score"):
         certified_bound(swarm)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"of a TaxiMDP alone, got .*SwarmMDP"):
         score(np.full((swarm.horizon, 10), 0.1), swarm)  # type: ignore[arg-type]
@@ -468,9 +468,9 @@ def test_a_score_beyond_the_bound_raises(make_scenario: Make, monkeypatch: pytes
     bound = certified_bound(mdp)
     for low, fails in ((bound.reward - 0.9 * RETURN_TOLERANCE, False), (bound.reward - 1.1 * RETURN_TOLERANCE, True)):
         wrong = dataclasses.replace(bound, reward=low, gap=0.0)
-        monkeypatch.setattr("mf_taxi_env.bound.certified_bound", lambda mdp, wrong=wrong: wrong)
+        monkeypatch.setattr("mf_taxi_env.scoring.certified_bound", lambda mdp, wrong=wrong: wrong)
         if fails:
-            with pytest.raises(BoundExceededError, match="earned -?[0-9.]+ nats, and none can earn more than"):
+            with pytest.raises(BoundExceededError, match=r"earned -?[0-9.]+ nats, and none can earn more than"):
                 score(bound.mu, mdp)
         else:
             assert score(bound.mu, mdp) > 1.0

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mf_taxi_env import FleetSimulator, Scenario, TaxiMDP, fleet_parallel_env, load_scenario
+from mf_taxi_env.envs.fleet_env import FleetParallelEnv
 from mf_taxi_env.information import entropy_fraction
 
 pytest.importorskip("pettingzoo")
@@ -204,6 +205,31 @@ def test_a_motion_may_differentiate_inside() -> None:
     env = fleet_parallel_env(20, motion=downhill, **SMALL)
     env.reset_array(seed=0)
     assert env.step_array(moves(20, 0))[0]["position"].shape == (20, 2)
+
+
+def test_a_world_may_differentiate_inside(make_scenario: Callable[..., Scenario]) -> None:
+    """A class of the user's own as well, whose motion and constraints are this package's."""
+
+    class Steep(TaxiMDP):
+        def reward(self, *arguments: Any) -> torch.Tensor:
+            with torch.enable_grad():
+                place = torch.ones((), requires_grad=True)
+                (slope,) = torch.autograd.grad(place.square(), place)
+            return super().reward(*arguments) * slope
+
+    env = FleetParallelEnv(Steep(make_scenario(5), horizon=3), 20)
+    env.reset_array(seed=0)
+    reward = env.step_array(moves(20, 0))[1]
+    plain = FleetParallelEnv(TaxiMDP(make_scenario(5), horizon=3), 20)
+    plain.reset_array(seed=0)
+    np.testing.assert_allclose(reward, 2.0 * plain.step_array(moves(20, 0))[1])
+
+
+def test_it_draws_nothing() -> None:
+    """What clients pass on to every env is accepted, anything else is refused by name."""
+    assert fleet_parallel_env(20, render_mode=None, **SMALL).render_mode is None
+    with pytest.raises(ValueError, match="render_mode must be None, got 'rgb_array'"):
+        fleet_parallel_env(20, render_mode="rgb_array", **SMALL)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mf_taxi_env import EntropyFloor, FleetSimulator, TaxiMDP, load_scenario
-from mf_taxi_env.fleet_metrics import corrected_margins, entropy_bias, fleet_size_for
+from mf_taxi_env.finite_samples import corrected_margins, entropy_bias, fleet_size_for
 from mf_taxi_env.information import entropy
 
 

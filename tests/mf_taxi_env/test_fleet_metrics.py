@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from mf_taxi_env import EntropyFloor, FleetRollout, FleetSimulator, Grid, RegionCapacity, Scenario, TaxiMDP, load_scenario
+from mf_taxi_env.finite_samples import corrected_margins, entropy_bias
 from mf_taxi_env.fleet_metrics import (
     METRICS,
     MetricSettings,
-    corrected_margins,
-    entropy_bias,
     episode_metrics,
     fleet_metrics,
     gini,

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mf_taxi_env import Grid
-from mf_taxi_env.noise import BLOCK, Noise, TruncatedGaussian, WrappedGaussian
+from mf_taxi_env.noise import BLOCK, Noise, TruncatedGaussian
+from mf_taxi_env.wrapped_noise import WrappedGaussian
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])

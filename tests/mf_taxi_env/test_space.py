@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mf_taxi_env import CongestedMotion, FreeMotion, Grid, SwarmMDP, TaxiMDP, TorusMotion, load_scenario
-from mf_taxi_env.noise import TruncatedGaussian, WrappedGaussian
+from mf_taxi_env.noise import TruncatedGaussian
 from mf_taxi_env.space import CUBE, TORUS, Space
+from mf_taxi_env.wrapped_noise import WrappedGaussian
 
 DTYPE = torch.float64
 points = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=8).map(lambda values: torch.tensor(values, dtype=DTYPE))

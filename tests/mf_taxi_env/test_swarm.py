@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
@@ -15,13 +16,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mf_taxi_env import EntropyFloor, Grid, MeanFieldMDP, Scenario, TaxiMDP
-from mf_taxi_env.bound import analytic_return, episode_score, possible_return, stay_return
 from mf_taxi_env.information import entropy_fraction
 from mf_taxi_env.motion import TorusMotion
 from mf_taxi_env.safety import DistanceCap, KeepAway, RegionCapacity, RegionCoverage, SmoothedEntropyFloor, WeightedEntropyFloor
+from mf_taxi_env.scoring import analytic_return, episode_score, possible_return, stay_return
 from mf_taxi_env.swarm import SwarmMDP
 
 DTYPE = torch.float64
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons() -> None:
+    """A world that is made again from a file has Python's: one of float32 would be another world."""
+    world, again = SwarmMDP(cells=10, dt=np.float32(0.01)), SwarmMDP(cells=10, dt=float(np.float32(0.01)))
+    assert type(world.dt) is float and (world.dt, world.max_speed, world.reach) == (again.dt, again.max_speed, again.reach)
 
 
 class Constant:

@@ -313,6 +313,8 @@ def test_default_constraint_is_the_scenarios_floor(make_scenario: Make) -> None:
         ("motion", 3),
         ("noise_std", 0.0),
         ("noise_std", float("nan")),
+        ("noise_std", "0.1"),
+        ("device", "abacus"),
         ("horizon", 0),
         ("dtype", torch.int32),
     ],
@@ -322,6 +324,12 @@ def test_bad_arguments_raise(make_scenario: Make, argument: str, value: object) 
     with pytest.raises(ValueError, match=argument) as caught:
         TaxiMDP(make_scenario(3), **{argument: value})  # type: ignore[arg-type]
     assert str(value) in str(caught.value)
+
+
+def test_a_name_is_no_city() -> None:
+    """Envs take names; the world behind them takes what a name stands for."""
+    with pytest.raises(TypeError, match=r"scenario must be a Scenario, got 'shenzhen': load_scenario\(name\) gives one"):
+        TaxiMDP("shenzhen")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("steps", [None, 3])

@@ -26,8 +26,9 @@ from mf_taxi_env import (
     TaxiMDP,
     bound,
     load_scenario,
+    scoring,
 )
-from mf_taxi_env.fleet_metrics import corrected_margins
+from mf_taxi_env.finite_samples import corrected_margins
 from mf_taxi_env.information import entropy_fraction
 from mf_taxi_env.safety import scatter
 from safe_m3_agent import Config, Episode, History, SafeM3UCRL
@@ -492,6 +493,12 @@ def test_settings_that_do_not_fit_the_world_are_refused_at_once(make_world: Call
     SafeM3UCRL(ring, replace(grid, planner="bptt"))
 
 
+def test_the_policy_in_use_answers_plain_numbers(safe: SafeM3UCRL, town: TaxiMDP) -> None:
+    """An operator needs no gradients: actions become arrays as they are, and episodes drag no graph along."""
+    actions = safe.policy(torch.rand(7, 2), town.initial(), 0)
+    assert actions.numpy().shape == (7, 2) and not town.rollout(safe.policy).returns.requires_grad
+
+
 def test_fleets_follow_the_policy(safe: SafeM3UCRL, town: TaxiMDP) -> None:
     """The policy steers a finite fleet, whose distribution comes near the mean field's."""
     rollout = FleetSimulator(town, 20_000, seed=1).rollout(safe.policy)
@@ -630,7 +637,7 @@ def test_a_solver_that_is_stuck_costs_no_episode(
     def stuck(*arguments: object, **named: object) -> None:
         raise bound.NoBoundError("the solver finds no bound")
 
-    monkeypatch.setattr(bound, "certified_bound", stuck)
+    monkeypatch.setattr(scoring, "certified_bound", stuck)
     history = SafeM3UCRL(make_world(), tiny).learn(1)
     assert math.isnan(history[0].score)
     monkeypatch.undo()

@@ -20,7 +20,8 @@ import torch
 pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
 
-from mf_taxi_env import Scenario, TaxiMDP
+from mf_taxi_env import Bound, Scenario, TaxiMDP
+from mf_taxi_env.bound import NoBoundError
 from safe_m3_agent import SafeM3UCRL
 from safe_m3_agent.checkpoint import CHECKPOINT_FILE, RUN_FILE
 from safe_m3_agent.cli import main
@@ -388,3 +389,13 @@ def test_a_city_of_another_length_is_told(random_city: Callable[..., Scenario], 
     shown = headline(TaxiMDP(random_city(0, steps=steps), horizon=3))
     assert len(shown.splitlines()) == (2 if told is None else 3)
     assert told is None or f"The city has {steps} steps, an episode 3: {told}; --horizon {steps}" in shown
+
+
+def test_a_bound_that_is_not_found_stops_nothing(random_city: Callable[..., Scenario], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is for information: where the solver is stuck, training goes on without it."""
+
+    def stuck(world: TaxiMDP) -> Bound:
+        raise NoBoundError("the solver finds no bound")
+
+    monkeypatch.setattr("safe_m3_agent.world_options.certified_bound", stuck)
+    assert headline(TaxiMDP(random_city(0))).endswith("\nWhat is possible is not known: the solver finds no bound")

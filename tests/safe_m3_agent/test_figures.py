@@ -40,7 +40,8 @@ from safe_m3_agent.figures.recorded import Group, RecordedRun, read_groups, with
 from safe_m3_agent.figures.seeds import interquartile_mean, summary
 from safe_m3_agent.fleet_evaluation import Subject, sufficient_taxis
 from safe_m3_agent.fleet_table import FLEET_FILE
-from safe_m3_agent.run import HISTORY_FILE
+from safe_m3_agent.policy import FieldPolicy
+from safe_m3_agent.run import HISTORY_FILE, RunFolder
 
 #: Among the settings that a printed command has to repeat are a bool, a tuple and nested numbers.
 SMALL = [
@@ -412,14 +413,40 @@ def test_a_world_that_no_command_makes_is_said_so(
     make_world: Callable[..., TaxiMDP], tiny: object, runs: Runs, tmp_path: Path
 ) -> None:
     """Worlds made with the library may have what the command line has not: that is told instead of a wrong command."""
-    from safe_m3_agent.run import RunFolder
-
     agent = SafeM3UCRL(make_world(reward_timing="current"), tiny)  # type: ignore[arg-type]
     with RunFolder(tmp_path / "run") as folder:
         agent.learn(2, callback=folder)
     report = paper_figures([tmp_path / "run"], tmp_path / "out", only=["3a", "3b"])
     assert not commands(report) and "no command makes this world, only the library" in report
     assert "constrained=False" in report and "model='known'" in report
+
+
+def test_a_floor_of_another_constant_is_another_world(make_world: Callable[..., TaxiMDP], tiny: object, tmp_path: Path) -> None:
+    """Of the command line's floors the tightening's constant is the default: its runs would never be what is asked for."""
+    world = make_world(constraints=[EntropyFloor(0.8, lipschitz=0.5)])
+    assert with_floor(world, 0.7).constraints == (EntropyFloor(0.7, lipschitz=0.5),)
+    agent = SafeM3UCRL(world, tiny)  # type: ignore[arg-type]
+    with RunFolder(tmp_path / "run") as folder:
+        agent.learn(2, callback=folder)
+    report = paper_figures([tmp_path / "run"], tmp_path / "out", only=["3a"])
+    assert not commands(report) and "no command makes this world, only the library" in report
+
+
+def test_runs_from_another_policy_are_no_seeds_of_the_others(
+    make_world: Callable[..., TaxiMDP], tiny: object, tmp_path: Path
+) -> None:
+    """One that was handed a policy began elsewhere: it neither counts as a second seed nor as the same run twice."""
+    world = make_world()
+    given = FieldPolicy.of_actions(world, 0.01 * torch.ones(25, 2))
+    for name, first in (("plain", None), ("handed", given)):
+        agent = SafeM3UCRL(world, tiny, first=first)  # type: ignore[arg-type]
+        with RunFolder(tmp_path / name) as folder:
+            agent.learn(1, callback=folder)
+    groups = read_groups([tmp_path / "plain", tmp_path / "handed"])
+    assert [group.seeds for group in groups] == [[0], [0]] and {group.first is None for group in groups} == {True, False}
+    shutil.copytree(tmp_path / "handed", tmp_path / "again")
+    with pytest.raises(ValueError, match="hold the same run"):
+        read_groups([tmp_path / "handed", tmp_path / "again"])
 
 
 # -- grouping -----------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
 
 from mf_taxi_env import EntropyFloor, FleetSimulator, TaxiMDP
-from mf_taxi_env.fleet_metrics import entropy_bias, episode_metrics, estimate, fleet_metrics
+from mf_taxi_env.finite_samples import entropy_bias
+from mf_taxi_env.fleet_metrics import episode_metrics, estimate, fleet_metrics
 from mf_taxi_env.information import entropy
 from mf_taxi_env.safety import Constraint, RegionCapacity
 from safe_m3_agent.cli import main

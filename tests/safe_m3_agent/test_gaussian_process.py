@@ -258,10 +258,10 @@ except ImportError as error:
         ({"features": 0}, "gp.features must be an integer >= 1, got 0"),
         ({"steps": -1}, "gp.steps must be an integer >= 0, got -1"),
         ({"subset": 0}, "gp.subset must be an integer >= 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
-        ({"linear_scale": float("inf")}, "linear_scale must be positive and finite, got inf"),
-        ({"residual_scale": -1.0}, "residual_scale must be positive and finite, got -1.0"),
-        ({"lengthscale": float("nan")}, "lengthscale must be positive and finite, got nan"),
+        ({"learning_rate": 0.0}, "learning_rate must be a positive number, got 0.0"),
+        ({"linear_scale": float("inf")}, "linear_scale must be a positive number, got inf"),
+        ({"residual_scale": -1.0}, "residual_scale must be a positive number, got -1.0"),
+        ({"lengthscale": float("nan")}, "lengthscale must be a positive number, got nan"),
     ],
 )
 def test_settings_are_validated(options: dict[str, object], message: str) -> None:
