@@ -15,7 +15,7 @@ from mf_taxi_env.fleet_metrics import episode_metrics, fleet_metrics, over_runs
 from mf_taxi_env.fleet_policy import FleetPolicy, checked
 from mf_taxi_env.information import entropy_fraction
 from mf_taxi_env.mdp import Field, Trajectory, worst
-from mf_taxi_env.scoring import demand_match, kept, stay_return
+from mf_taxi_env.scoring import as_judged, demand_match, kept, stay_return
 
 
 class Judgement(NamedTuple):
@@ -71,7 +71,7 @@ class Judge:
             score=score(caused, self.world),
             reward=float(executed.returns),
             min_margin=float(worst(margins.flatten())),
-            kl=-demand_match(caused.double(), self.world) / self.world.horizon,
+            kl=-demand_match(as_judged(caused), self.world) / self.world.horizon,
             entropy=float(entropy_fraction(caused).min()),
             violations=int((~kept(margins)).any(-1).sum()),
         )
@@ -87,8 +87,8 @@ def stay_margin(world: TaxiMDP) -> float:
 
 
 def _margins(executed: Trajectory, world: TaxiMDP) -> Tensor:
-    """Margins ``[T, n_constraints]`` of an episode, in float64 as in a score: the world's own are rounded."""
-    return world.margins(executed.mu[1:].double())
+    """Margins ``[T, n_constraints]`` of an episode, as in a score: the world's own are rounded."""
+    return world.margins(as_judged(executed.mu[1:]))
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ def finite_number(name: str, value: Any, *, positive: bool = False) -> float:
         0.0175
     """
     if not (is_number(value) and math.isfinite(value) and (value > 0 if positive else value >= 0)):
-        raise ValueError(f"{name} must be {'a positive number' if positive else 'a finite number >= 0'}, got {value!r}")
+        raise ValueError(f"{name} must be {'a finite number > 0' if positive else 'a finite number >= 0'}, got {value!r}")
     return float(value)
 
 
@@ -102,6 +102,6 @@ def used_device(device: torch.device | str, dtype: torch.dtype = torch.float32) 
         ValueError: If there is no such device here, or it has no such numbers.
     """
     try:
-        return torch.empty(0, dtype=dtype, device=device).device
+        return torch.zeros(1, dtype=dtype, device=device).device  # computed there, not only asked for
     except (RuntimeError, AssertionError, TypeError) as error:  # torch raises any, depending on how it was built
         raise ValueError(f"device {device!r} is not usable here: {str(error).splitlines()[0]}") from error

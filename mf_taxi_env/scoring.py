@@ -47,17 +47,23 @@ def score(distributions: Tensor | ArrayLike, mdp: TaxiMDP) -> float:
         return math.nan
     if not bool(((mu.sum(-1) - 1).abs() <= 1e-3).all() and (mu >= 0).all()):
         raise ValueError("distributions must be non-negative and sum to one in every row")
+    mu = as_judged(mu)
     if not bool(kept(mdp.margins(mu)).all()):
         return math.nan
     bound = certified_bound(mdp)
     with torch.no_grad():
-        staying = mdp.rollout(_ConstantField(torch.zeros_like(mdp.centers))).mu[1:].double()
-    # Masses in float32 sum to nearly one: all are judged as the distributions that they stand for.
-    earned, stay = (demand_match(masses / masses.sum(-1, keepdim=True), mdp) for masses in (mu, staying))
+        staying = as_judged(mdp.rollout(_ConstantField(torch.zeros_like(mdp.centers))).mu[1:])
+    earned, stay = demand_match(mu, mdp), demand_match(staying, mdp)
     bound.check(earned)
     if bound.reward - stay <= mdp.horizon * bound.gap:
         return math.nan
     return (earned - stay) / (bound.reward - stay)
+
+
+def as_judged(mu: Tensor) -> Tensor:
+    """Distributions ``[..., K]`` as they are judged: in float64, and of mass one, which masses in float32 only nearly have."""
+    masses = mu.double()
+    return masses / masses.sum(-1, keepdim=True)
 
 
 def kept(margins: Tensor) -> Tensor:
@@ -85,6 +91,7 @@ def episode_score(episode: Trajectory, mdp: MeanFieldMDP) -> float:
         not all convex or leave the solver without a bound, in a swarm with constraints or without its density term.
 
     Raises:
+        BoundExceededError: As :func:`score`.
         ImportError: If CVXPY is not installed (extra ``bounds``).
         ValueError: If no distribution meets a city's constraints.
     """

@@ -27,8 +27,8 @@ def fleet_parallel_env(n_taxis: int = 100, **settings: Unpack[FleetSettings]) ->
         n_taxis: Fleet size, at least 1.
         settings: ``scenario``, ``cells``, ``horizon``, ``constraints``, ``motion``, ``noise_std``, ``reward_timing`` and
             ``device`` as those of ``MFTaxi-v0``, with the same defaults; ``resolution`` as that of
-            :class:`~mf_taxi_env.FleetSimulator`; ``render_mode``, which can only be None. Taxis see and do the same whatever
-            observation or parameterization the fleet's env would have.
+            :class:`~mf_taxi_env.FleetSimulator`; ``render_mode``, which can only be None. Observation and
+            parameterization of the lifted env do not apply.
 
     Raises:
         ImportError: If PettingZoo is not installed.

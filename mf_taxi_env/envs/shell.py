@@ -226,7 +226,7 @@ def is_ours(mdp: MeanFieldMDP, *others: object) -> bool:
 
 
 def without_gradients(ours: bool) -> torch.inference_mode | torch.no_grad:
-    """What to compute a step in: inference mode spares a seventh of its time over no_grad, but a motion, constraint or
+    """What to compute a step in: inference mode spares a seventh of its time over no_grad, but a world, motion, constraint or
     parameterization of the user's own that differentiates inside could not do so there."""
     return torch.inference_mode() if ours else torch.no_grad()
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mf_taxi_env import TaxiMDP, certified_bound, score
 from mf_taxi_env.information import entropy_fraction
 from mf_taxi_env.render import new_figure
-from mf_taxi_env.scoring import demand_match, kept
+from mf_taxi_env.scoring import as_judged, demand_match, kept
 from safe_m3_agent.figures.curves import step_axis
 from safe_m3_agent.figures.drawing import Drawing, Table
 from safe_m3_agent.figures.recorded import Group, with_floor
@@ -38,9 +38,9 @@ def judged(curves: Sequence[tuple[str, Group]], floor: float, title: str) -> Dra
     for (label, group), line in zip(curves, LINES, strict=False):
         for run in group.runs:
             mu = run.executed.mu[1:]
-            violations = int((~kept(judge.margins(mu.double()))).any(-1).sum())
+            violations = int((~kept(judge.margins(as_judged(mu)))).any(-1).sum())
             shares = entropy_fraction(mu).double().cpu().numpy()
-            kl = -demand_match(mu.double(), world) / world.horizon
+            kl = -demand_match(as_judged(mu), world) / world.horizon
             points.append((float(shares.min()), kl))
             rows.append([group.floor, run.seed, violations, score(mu, judge), kl, float(shares.min()), *shares.tolist()])
         mine = points[-len(group.runs) :]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mf_taxi_env import EntropyFloor, Scenario, SwarmMDP, TaxiMDP, certified_bound, score
 from mf_taxi_env.bound import RETURN_TOLERANCE, BoundExceededError, _certificate
+from mf_taxi_env.information import entropy_fraction
 from mf_taxi_env.safety import (
     Constraint,
     DistanceCap,
@@ -440,6 +441,9 @@ def test_masses_that_float32_has_rounded_earn_nothing_by_it(make_scenario: Make)
     mdp = world(make_scenario, 0.5)
     stay = mdp.rollout(Stay()).mu[1:].double()
     assert score(1.0009 * stay, mdp) == pytest.approx(score(stay, mdp), abs=1e-9)
+    shares = entropy_fraction(stay)
+    tight = world(make_scenario, float(shares.min()) + 1e-5)  # more mass has more entropy, by 6e-3 nats for a thousandth
+    assert math.isnan(score(stay, tight)) and math.isnan(score(1.0009 * stay, tight))
 
 
 def test_worse_than_staying_scores_below_zero(make_scenario: Make) -> None:
@@ -466,8 +470,8 @@ def test_a_score_beyond_the_bound_raises(make_scenario: Make, monkeypatch: pytes
     """Nobody is told a score that no policy can have: world, constraint or bound is wrong. Rounding is let pass."""
     mdp = world(make_scenario, 0.9)
     bound = certified_bound(mdp)
-    for low, fails in ((bound.reward - 0.9 * RETURN_TOLERANCE, False), (bound.reward - 1.1 * RETURN_TOLERANCE, True)):
-        wrong = dataclasses.replace(bound, reward=low, gap=0.0)
+    for share, fails in ((0.9, False), (1.1, True)):
+        wrong = dataclasses.replace(bound, reward=bound.reward - share * RETURN_TOLERANCE * mdp.horizon, gap=0.0)
         monkeypatch.setattr("mf_taxi_env.scoring.certified_bound", lambda mdp, wrong=wrong: wrong)
         if fails:
             with pytest.raises(BoundExceededError, match=r"earned -?[0-9.]+ nats, and none can earn more than"):
