@@ -45,7 +45,7 @@ def learning_curve(runs: Sequence[RecordedRun]) -> LearningCurve:
     episodes = np.array([[row.episodes for row in rows] for rows in chosen]).sum(0)
     violated = np.array([[row.violated for row in rows] for rows in chosen]).sum(0)
     share = np.where(episodes > 0, violated / np.maximum(episodes, 1), np.nan)
-    return LearningCurve(at, estimate([[[row.score for row in rows] for rows in chosen]]), share)
+    return LearningCurve(at, estimate([[[row.score for row in rows] for rows in chosen]], scores=True), share)
 
 
 def _rows(run: RecordedRun) -> list[Row]:

@@ -20,17 +20,17 @@ whichever comes first; evaluation does not count. What learns nothing ends at on
 classical oracles. What is under way when the budget ends is carried to its end; runs that used more than 1.2 times their
 steps or seconds that way are marked *over budget*. The final policy is judged in the true mean field and with finite fleets.
 
-- **score**: normalised return, 0 = staying put, 1 = certified bound: the interquartile mean over the seeds whose final policy
-  keeps the constraints (*score of the others*), times their share of all seeds; with its 95 % bootstrap interval. So a final
-  policy that violates counts as 0, what the fleet earns if it is not used and everybody stays put, which has to be safe
-  itself, and is not cut off with the lowest quarter; *violate at the end* says how many do. A run that failed has no
-  policy, and counts as 0, too. Of three seeds the interval is little more than their range.
+- **score**: normalised return, 0 = staying put, 1 = certified bound; interquartile mean over seeds with its 95 % bootstrap
+  interval, which of three seeds is just their range. A final policy that violates a constraint has no score and counts as 0,
+  what the fleet earns if it is not used and everybody stays put, which has to be safe itself. Such a 0 is not cut off with
+  the lowest quarter. *Violate at the end* says how many there are, and *score of the others* is that of the runs whose final
+  policy keeps the constraints. A run that failed has no policy, and counts as 0, too.
 - **best safe record**: what keeping the best evaluated policy of each run would give, as is common practice: the best score
   that a recorded policy of it had, 0 where all violate. It is selection by evaluation in the true mean field, where the
   policies that are not chosen violate; who records more often has more to select from.
 - **episodes violated**: of the episodes executed in the true world while learning, over all seeds. Exploration is not the
-  same for all: model-free algorithms explore with the whole fleet, while agents and classical peers learn from single taxis
-  that carry no mass, know demand, trips and constraints, and need only learn how taxis move.
+  same for all: model-free algorithms explore with the whole fleet. Agents and classical peers are told demand, trips and
+  constraints, and learn how taxis move from single ones that carry no mass.
 - **demand served**: the share of requests that finite fleets serve; **fleets that violate**: those of them that break a
   constraint at some step (every final policy is given the same fleets); **corrected**: those that still do after the
   correction for what few taxis lack in entropy. An agent that is planned for the mean field keeps the constraint there, while
@@ -179,7 +179,7 @@ def _world(section: Section) -> str:
 
 
 def _machines(sections: Sequence[Section]) -> str:
-    """Machines, versions and commits of all starts of runs that count, and which runs have each to their account."""
+    """Machines, versions and commits of all starts of runs that count, and which runs used each."""
     runs = [run for section in sections for run in section.counting]
     if not runs:
         return "No run has ended."
@@ -192,6 +192,12 @@ def _machines(sections: Sequence[Section]) -> str:
         for kind, found in kinds.items()
         for told, names in sorted(found.items())
     ]
+    if speeds := [start["reference_seconds"] for run in runs for start in run.starts if "reference_seconds" in start]:
+        shortest, longest = (1000 * seconds for seconds in (min(speeds), max(speeds)))
+        lines.append(
+            f"- A fixed computation took {shortest:.0f} to {longest:.0f} ms as runs started ({len(speeds)} starts): so much do "
+            "their seconds differ in what they are worth"
+        )
     again = sum(len(run.starts) > 1 for run in runs)
     return "\n".join([*lines, *([f"- Started more than once: {again} of {len(runs)} runs"] if again else [])])
 

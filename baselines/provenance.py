@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import subprocess
+import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,7 +37,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": cpus(),
         "threads": torch.get_num_threads(),
-        "device": f"{device} ({torch.cuda.get_device_name(device)})" if on_gpu else str(device),
+        "device": f"{device} ({torch.cuda.get_device_name(device)})" if on_gpu else device.type,
         "system": platform.system(),
     }
 
@@ -46,6 +48,23 @@ def load() -> list[float] | None:
         return list(os.getloadavg())
     except (AttributeError, OSError):  # not on every system
         return None
+
+
+def reference_seconds() -> float:
+    """Seconds that a fixed computation takes here and now, on the CPU: what the seconds of a run are worth beside another's.
+
+    Products of matrices and many small operations, as learning is made of; the median of three.
+    """
+    matrix, vector = torch.ones(256, 256), torch.ones(64)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for _ in range(100):
+            matrix @ matrix
+        for _ in range(10_000):
+            vector + vector
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 @cache

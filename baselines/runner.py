@@ -16,7 +16,7 @@ from baselines.algorithm import Algorithm, Budget, Task, find_algorithm
 from baselines.curve import Curve
 from baselines.judgement import Judge, judge_fleets, stay_margin
 from baselines.plans import Plan, city_world, digest
-from baselines.provenance import commit, load, machine, versions
+from baselines.provenance import commit, load, machine, reference_seconds, versions
 from baselines.recorder import CurveRecorder
 from baselines.run_folder import (
     CURVE_FILE,
@@ -138,7 +138,7 @@ def _carry_out(algorithm: Algorithm, city: Scenario, plan: Plan, place: torch.de
     (folder / ERROR_FILE).unlink(missing_ok=True)
     start = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "at_a_time": at_a_time,
-        "load": load(), "machine": machine(place), "versions": versions(),
+        "load": load(), "reference_seconds": reference_seconds(), "machine": machine(place), "versions": versions(),
     }  # fmt: skip
     write_start(folder, settings, label=plan.label, oracle=plan.oracle, asked=plan.asked, start=start)
     budget = Budget(settings.env_steps, settings.seconds)

@@ -43,8 +43,8 @@ class Standing:
             differed from it, ``-`` is outside a checkout.
         machines: What they ran on, each as :func:`told_machine` tells it, ascending, with :data:`BETWEEN` between.
         over_budget: Runs that used more than 1.2 times their budget, of steps or of seconds.
-        score: ``safe_score`` times the share of the runs that it is of: a policy that violates counts as 0, untrimmed, and so
-            does a run that failed.
+        score: Mean final score, of which a policy that violates has none and counts as 0, as does a run that failed; they are
+            not among what is cut off, see :func:`~baselines.statistics.score_mean`.
         score_low: Lower end of its 95 % interval; NaN where a scenario has fewer than three runs.
         score_high: Upper end.
         violated_at_end: Runs whose final policy violates.
@@ -155,7 +155,7 @@ def standing(scenario: str, strata: Sequence[Sequence[RecordedRun]]) -> Standing
     last = [run.rows[-1] for run in runs if run.rows]
     fleets = [(fleet, run.settings.fleet_runs) for run in finished if (fleet := final(run).fleet)]
     corrected = sum(fleet["corrected"] * count for fleet, count in fleets)
-    score = estimate([[final_score(run) for run in stratum] for stratum in strata])
+    score = estimate([[final_score(run) for run in stratum] for stratum in strata], scores=True)
     return Standing(
         scenario=scenario,
         algorithm=runs[0].settings.algorithm,
@@ -171,7 +171,7 @@ def standing(scenario: str, strata: Sequence[Sequence[RecordedRun]]) -> Standing
         score_high=float(score.high),
         violated_at_end=sum(final(run).violations > 0 for run in finished),
         safe_score=mean(lambda run: final(run).score, lambda run: not math.isnan(final(run).score)),
-        best_recorded=float(estimate([[best_recorded(run) for run in stratum] for stratum in strata]).mean),
+        best_recorded=float(estimate([[best_recorded(run) for run in stratum] for stratum in strata], scores=True).mean),
         reward=mean(lambda run: final(run).reward),
         episodes=sum(row.episodes for row in last),
         violated=sum(row.violated for row in last),

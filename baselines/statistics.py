@@ -11,45 +11,51 @@ from numpy.typing import ArrayLike, NDArray
 from safe_m3_agent.figures.seeds import CONFIDENCE, RESAMPLES, Summary
 
 Values = NDArray[np.float64]
-#: Runs that an interval takes, in every task: of two a bootstrap says no more than the two.
+#: Runs that an interval takes, in every task: a bootstrap of two tells nothing beyond the two.
 FEWEST = 3
 
 
-def run_mean(values: Values, axis: int = 0) -> Values:
-    """Interquartile mean of the runs that have a value, times their share of all runs.
+def score_mean(scores: Values, axis: int = 0) -> Values:
+    """Interquartile mean of scores, of which those that a run does not have count as 0 and are not cut off.
 
-    NaN is a run without a value, which counts as 0, and is not what is cut off: a seed of five that fails costs a fifth of the
-    mean, as it would without trimming. Without NaN this is :func:`~safe_m3_agent.figures.seeds.interquartile_mean`.
+    The highest quarter of the runs is cut off, and the lowest one as far as it is not made up of runs without a score: NaN. A
+    run that loses its score therefore never raises the mean of scores that are not negative, and one failure in five, which
+    an interquartile mean would forgive, costs its share. Without NaN this is
+    :func:`~safe_m3_agent.figures.seeds.interquartile_mean`.
 
     Args:
-        values: One entry per run along ``axis``, at least one.
+        scores: One entry per run along ``axis``, at least one.
         axis: Axis of the runs.
 
     Example:
-        >>> float(run_mean(np.array([math.nan, 0.5, 0.5, 0.5, 0.5])))
-        0.4
+        >>> float(score_mean(np.array([math.nan, 0.8, 0.8, 0.8, 0.8]))), float(score_mean(np.array([0.0, 0.8, 0.8, 0.8, 0.8])))
+        (0.6, 0.8)
     """
-    ordered = np.moveaxis(np.sort(values, axis), axis, 0)  # NaN goes to the end
+    ordered = np.moveaxis(np.sort(scores, axis), axis, 0)  # NaN goes to the end
+    runs, cut = len(ordered), len(ordered) // 4
     known = (~np.isnan(ordered)).sum(0)
-    cut = known // 4
-    rank = np.arange(len(ordered)).reshape(-1, *[1] * (ordered.ndim - 1))
-    kept = (rank >= cut) & (rank < known - cut)
-    total = np.where(kept, ordered, 0.0).sum(0)
-    return np.asarray(total / np.maximum(kept.sum(0), 1) * (known / len(ordered)), dtype=np.float64)
+    lowest = np.maximum(cut - (runs - known), 0)
+    rank = np.arange(runs).reshape(-1, *[1] * (ordered.ndim - 1))
+    kept = (rank >= lowest) & (rank < known - cut)
+    return np.asarray(np.where(kept, ordered, 0.0).sum(0) / (runs - cut - lowest), dtype=np.float64)
 
 
-def estimate(strata: Sequence[ArrayLike], seed: int = 0) -> Summary:
-    """Mean over tasks of their :func:`run_mean`, with its percentile interval by a stratified bootstrap.
+def estimate(strata: Sequence[ArrayLike], seed: int = 0, *, scores: bool = False) -> Summary:
+    """Mean over tasks of the interquartile means of their runs, with its percentile interval by a stratified bootstrap.
 
     Every task has the same weight, however many runs it has; runs are drawn with replacement within each task.
 
     Args:
-        strata: Per task the values of its runs, ``[runs, ...]``; NaN where a run has none, which counts as 0.
+        strata: Per task the values of its runs, ``[runs, ...]``.
         seed: Seed of the resampling: the same numbers give the same interval.
+        scores: Whether the values are scores, of which a run may have none: NaN, see :func:`score_mean`.
 
     Returns:
         Numbers of the shape of one run's; NaN where there are no values, and for the interval where a task has fewer than
         three runs: what seeds differ by is not known there.
+
+    Raises:
+        ValueError: If a value is NaN that is no score.
 
     Example:
         >>> mean, low, high = estimate([[0.0, 1.0, 2.0, 9.0]])  # the outer quarters do not count
@@ -57,26 +63,28 @@ def estimate(strata: Sequence[ArrayLike], seed: int = 0) -> Summary:
         (1.5, True)
     """
     given = _given(strata)
+    if not scores and any(np.isnan(values).any() for values in given):
+        raise ValueError(f"values must be numbers, got {strata!r}: only of scores a run may have none")
     if not given:
         nothing = np.array(math.nan)
         return Summary(nothing, nothing, nothing)
-    samples = [run_mean(values, axis=1) for values in _resampled(given, seed)]
+    samples = [score_mean(values, axis=1) for values in _resampled(given, seed)]
     low, high = _interval(np.mean(samples, axis=0), given)
-    return Summary(np.mean([run_mean(values) for values in given], axis=0), low, high)
+    return Summary(np.mean([score_mean(values) for values in given], axis=0), low, high)
 
 
 def performance_profile(strata: Sequence[ArrayLike], levels: Values, seed: int = 0) -> Summary:
     """The share of runs with a score above each of some levels, mean over tasks, with pointwise percentile intervals.
 
     Args:
-        strata: Scores per task, one per run each, at least one in all; NaN is above no level.
+        strata: Scores per task, one per run each, at least one in all; NaN counts as 0.
         levels: Levels ``tau``, ``[n]``.
         seed: Seed of the resampling.
 
     Returns:
         Shares ``[n]``; the interval is NaN where a task has fewer than three runs.
     """
-    given = _given(strata)
+    given = [np.nan_to_num(values, nan=0.0) for values in _given(strata)]
     samples = _resampled(given, seed)
     # Level by level: all at once would hold resamples x runs x levels numbers.
     shares = np.stack([np.mean([(drawn > level).mean(1) for drawn in samples], axis=0) for level in levels], axis=1)

@@ -19,7 +19,7 @@ ELSEWHERE = "§"
 #: Said of tables whose rows are of several machines.
 SEVERAL = "Machines, threads or runs at a time differ in this table: what a budget of time allows does not compare."
 #: Said of tables and pictures in which an algorithm has too few runs for one, in one of the cities at least.
-NO_INTERVAL = f"Of fewer than {FEWEST} seeds there is no interval."
+NO_INTERVAL = f"There is no interval where a city has fewer than {FEWEST} seeds."
 
 
 class Column(NamedTuple):

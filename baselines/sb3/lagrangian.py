@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper, unwrap_vec_normalize
 
 from baselines.sb3.adapter import Array, LiftedVecEnv
 from baselines.sb3.settings import Lagrangian
+from mf_taxi_env.checks import finite_number
 
 
 class Priced(VecEnvWrapper):
@@ -39,8 +39,7 @@ class Priced(VecEnvWrapper):
                 "venv must not normalise rewards, got VecNormalize inside: wrap it around, VecNormalize(Priced(envs, ...))"
             )
         for name, value in (("multiplier", multiplier), ("caution", caution)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+            finite_number(name, value)
         super().__init__(venv)
         self.multiplier = multiplier
         self.caution = caution

@@ -19,7 +19,7 @@ class LiftedPolicy:
 
     Args:
         model: Trained on ``envs``, or on envs wrapped around it that leave observations and actions as they are. One that was
-            loaded knows what it was trained on only if it was given its envs: ``PPO.load(file, env=envs)``.
+            loaded from a file no longer holds them: ``envs`` is then to be made with the same arguments.
         envs: Says what is observed, and what an action means.
 
     Raises:
@@ -85,8 +85,8 @@ def _check_trained_on(base: VecEnv, envs: LiftedVecEnv) -> None:
     """What spaces do not tell: which distribution was seen, and how far an action went."""
     if not isinstance(base, LiftedVecEnv) or not base.after_trips:
         raise ValueError(
-            f"model must be trained on a LiftedVecEnv with after_trips=True, got {base!r}: other envs show the distribution "
-            "before trips, on which a policy cannot act"
+            f"model must be trained on a LiftedVecEnv with after_trips=True, got {base!r}: a policy acts on what "
+            "is left after trips"
         )
     if base.reach != envs.reach:
         raise ValueError(f"envs must have the reach that the model was trained with, {base.reach!r}, got {envs.reach!r}")

@@ -72,6 +72,7 @@ def test_a_run_is_recorded_whole(run: Run, drift: Path, quick: tuple[object, ...
     assert facts.world["cells"] == 5 and len(facts.world["scenario"]["sha256"]) == 64 and len(facts.source or "") == 64
     (start,) = recorded.starts
     assert start["machine"]["threads"] == 1 and start["versions"]["torch"] and start["at_a_time"] == 1
+    assert 0 < start["reference_seconds"] < 60
     assert start["load"] is None or (len(start["load"]) == 3 and min(start["load"]) >= 0)
     result = recorded.result
     assert result is not None and (result.env_steps, result.episodes, result.violated) == (72, 6, 2)

@@ -304,6 +304,9 @@ def test_a_policy_is_of_the_envs_that_its_model_knows(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"envs must have the reach that the model was trained with, 0\.2, got 1\.0"):
         LiftedPolicy(model, batch())
     LiftedPolicy(model, batch(reach=0.2))  # made anew, as after loading
+    fine = PPO("MlpPolicy", batch(parameterization="bilinear:5"), n_steps=2, batch_size=2, device="cpu")
+    with pytest.raises(ValueError, match=r"trained with, BilinearField, got CellField"):
+        LiftedPolicy(fine, batch(parameterization="cells"))  # as many numbers
     plain = PPO("MlpPolicy", batch(after_trips=False), n_steps=2, batch_size=2, device="cpu")
     with pytest.raises(ValueError, match=r"model must be trained on a LiftedVecEnv with after_trips=True"):
         LiftedPolicy(plain, batch())

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from baselines.collected import collect
@@ -25,7 +27,7 @@ from baselines.page import INTRODUCTION, commands, page_text
 from baselines.plans import Benchmark
 from baselines.run_folder import Result, Settings, write_result, write_start
 from baselines.standings import aggregate, standings
-from baselines.statistics import estimate, performance_profile
+from baselines.statistics import estimate, performance_profile, score_mean
 from baselines.table import markdown
 from safe_m3_agent.figures.seeds import summary
 
@@ -126,18 +128,37 @@ def test_every_city_has_the_same_weight() -> None:
     assert performance_profile([hard, easy], np.array([0.5])).mean.tolist() == [0.5]
 
 
-@pytest.mark.parametrize("runs", range(1, 12))
-def test_what_has_no_score_is_not_trimmed(runs: int) -> None:
-    """Each costs its share of the mean, however many there are: with five seeds trimming would forgive one for nothing."""
-    for without in range(runs + 1):
-        scores = [math.nan] * without + [0.9] * (runs - without)
-        found = estimate([scores])
-        assert float(found.mean) == pytest.approx(0.9 * (1 - without / runs)), (runs, without)
-        assert performance_profile([scores], np.array([0.5])).mean.tolist() == pytest.approx([1 - without / runs])
-        if 0 < without < runs and runs >= 3:
-            assert found.low < found.mean < found.high
-    # Those that have one are trimmed, and among themselves.
-    assert float(estimate([[math.nan, 9.0, 0.2, 0.4, -9.0]]).mean) == pytest.approx(0.8 * 0.3)
+@given(
+    st.lists(st.none() | st.floats(0.0, 1.0, width=32), min_size=1, max_size=12),
+    st.integers(0, 11),
+)
+def test_a_violation_never_pays(scores: list[float | None], place: int) -> None:
+    """Whatever the seeds: to lose a score lowers the mean, or leaves it; and with none lost it is the interquartile mean."""
+    values = np.array([math.nan if score is None else score for score in scores])
+    before = float(score_mean(values))
+    worse = values.copy()
+    worse[place % len(values)] = math.nan
+    assert float(score_mean(worse)) <= before + 1e-9
+    assert before <= float(score_mean(np.nan_to_num(values, nan=0.0))) + 1e-9, "a zero that is earned may be cut off"
+    if not np.isnan(values).any():
+        assert before == pytest.approx(float(stats.trim_mean(values, 0.25)))
+
+
+def test_what_has_no_score_is_not_cut_off() -> None:
+    """Of five seeds trimming would forgive one for nothing; and a violation in the place of a bad score is no improvement."""
+    assert float(score_mean(np.array([math.nan, 0.8, 0.8, 0.8, 0.8]))) == pytest.approx(0.6)
+    bad, worse = np.array([0.1, 0.1, 0.9, 0.9, 0.9]), np.array([math.nan, 0.1, 0.9, 0.9, 0.9])
+    assert float(score_mean(bad)) == pytest.approx(1.9 / 3) and float(score_mean(worse)) == pytest.approx(1.9 / 4)
+    eight = np.array([math.nan, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])  # of the lowest two one has a score, and is cut off
+    assert float(score_mean(eight)) == pytest.approx((0.0 + 0.2 + 0.3 + 0.4 + 0.5) / 5)
+    assert float(score_mean(np.full(5, math.nan))) == 0.0
+    found = estimate([[math.nan, 0.8, 0.8, 0.8, 0.8]], scores=True)
+    assert found.low < found.mean < found.high and float(found.mean) == pytest.approx(0.6)
+    two = estimate([[math.nan, 0.8, 0.8], [0.4, 0.4, 0.4]], scores=True)
+    assert float(two.mean) == pytest.approx((1.6 / 3 + 0.4) / 2), "the mean of the cities' own"
+    assert performance_profile([[math.nan, 0.8]], np.array([-0.1, 0.0, 0.5])).mean.tolist() == [1.0, 0.5, 0.5]
+    with pytest.raises(ValueError, match="values must be numbers"):  # of steps or seconds every run has some
+        estimate([[math.nan, 0.1, 0.2, 0.3]])
 
 
 def test_a_policy_that_violates_counts_as_nothing(make: Make, tmp_path: Path) -> None:
@@ -147,7 +168,7 @@ def test_a_policy_that_violates_counts_as_nothing(make: Make, tmp_path: Path) ->
     make("worse", 0, [row(120, -2.0)])
     (section,) = collect([tmp_path / "out"])
     bold, worse = standings(section)
-    assert bold.score == pytest.approx(0.6) and bold.safe_score == pytest.approx(0.8) and bold.violated_at_end == 1
+    assert bold.score == pytest.approx(1.6 / 3) and bold.safe_score == pytest.approx(0.8) and bold.violated_at_end == 1
     assert (bold.violated, bold.episodes) == (0 + 1 + 2 + 3, 40), "safety is counted over all seeds, untrimmed"
     assert bold.reward == -5.0
     assert worse.score == -2.0, "a safe policy keeps its score, even where nothing would have been better"
@@ -317,6 +338,16 @@ def test_learning_curves_hold_the_latest_record(make: Make, tmp_path: Path) -> N
     assert math.isnan(learning_curve(collect([tmp_path / "out"])[0].ended["still"]).violated[0])
 
 
+def test_a_learning_curve_ends_at_the_final_score(make: Make, tmp_path: Path) -> None:
+    """Mean and band at its end are those of the table, with violations and without."""
+    for seed, score in enumerate([0.2, math.nan, 0.9, 0.7, 0.6]):
+        make("a", seed, [row(0, 0.0), row(120, score)])
+    (section,) = collect([tmp_path / "out"])
+    (one,) = standings(section)
+    ends = [float(numbers[-1]) for numbers in learning_curve(section.ended["a"]).score]
+    assert ends == pytest.approx([one.score, one.score_low, one.score_high]) and one.score_low < one.score < one.score_high
+
+
 def test_long_learning_curves_are_thinned_out(make: Make, tmp_path: Path) -> None:
     """Few enough points to draw, the first and the last among them."""
     make("a", 0, [row(12 * i, i / 1000) for i in range(1000)])
@@ -409,6 +440,14 @@ def test_every_start_is_told(make: Make, tmp_path: Path) -> None:
     text = page_text(sections, {one.name: standings(one) for one in sections}, aggregate(sections), {})
     assert "- Commit: abc (2 of 2 runs)\n- Commit: def (1 of 2 runs: 1 of a)" in text
     assert "a CPU, 2 cores" in text and "another CPU, 2 cores" in text and "- Started more than once: 1 of 2 runs" in text
+    assert "A fixed computation" not in text  # of runs before it was recorded
+    for number, seconds in enumerate((0.25, 0.5)):
+        starts = [{**START, "reference_seconds": seconds}]
+        path = tmp_path / "out" / "town-k5" / "a" / f"seed-{number}" / "run.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "starts": starts}))
+    sections = collect([tmp_path / "out"])
+    text = page_text(sections, {one.name: standings(one) for one in sections}, aggregate(sections), {})
+    assert "- A fixed computation took 250 to 500 ms as runs started (2 starts): so much do" in text
 
 
 def test_a_correction_that_is_not_known_has_no_count(make: Make, tmp_path: Path) -> None:
@@ -515,9 +554,9 @@ def test_few_seeds_have_no_interval(make: Make, tmp_path: Path, run: Callable[..
     for drawing in (learning(section, order), profiles([section], order)):
         assert not drawing.figure.axes[0].collections, "a band"
         assert {cell for line in drawing.tables[""].rows for cell in line[3:5]} == {""}
-        assert "Of fewer than 3 seeds there is no interval." in drawing.figure.get_supxlabel().replace("\n", " ")
+        assert "no interval where a city has fewer than 3 seeds." in drawing.figure.get_supxlabel().replace("\n", " ")
     told = run("table", tmp_path / "out", "--out", tmp_path / "table")
-    assert re.search(r"\| +0\.500 \|.*\n\nOf fewer than 3 seeds there is no interval\.\n", told.out), told.out
+    assert re.search(r"\| +0\.500 \|.*\n\nThere is no interval where a city has fewer than 3 seeds\.\n", told.out), told.out
     (line,) = csv.DictReader((tmp_path / "table" / "leaderboard.csv").read_text().splitlines())
     assert (line["score"], line["score_low"], line["score_high"], line["served_demand"]) == ("0.5", "", "", "")
     make("few", 2, [row(0, 0.0), row(120, 0.5)])
