@@ -38,13 +38,16 @@ class HeldOut(NamedTuple):
     """Predictions of landings that the model had not learned from, and what came of them."""
 
     residual: Tensor  #: from the predicted destination to the landing, NaN where left out at an edge [n, d]
-    noise: Tensor  #: predicted standard deviation of the noise [n, d]
+    noise: Tensor  #: standard deviation of the noise, the predicted one where that is smaller than the world's [n, d]
     epistemic: Tensor  #: predicted standard deviation of the destination [n, d]
     tau: Tensor  #: factor by which the agent widened the latter at the time [n]
 
     @classmethod
-    def of_landings(cls, belief: Belief, landings: Tensor, space: Space, tau: float) -> HeldOut:
+    def of_landings(cls, belief: Belief, landings: Tensor, space: Space, tau: float, noise_std: float) -> HeldOut:
         """Compare a belief with what came of it.
+
+        Noise is known. A model that learns its level takes errors of its own for noise, and would pass for right with it: more
+        than the world has is not granted.
 
         A landing near an edge says little: truncated noise is pushed inwards and is smaller. Predictions near one are therefore
         left out, by the prediction and not by the landing, which would favour some errors over others; only a landing too
@@ -55,13 +58,19 @@ class HeldOut(NamedTuple):
             landings: ``[n, d]``.
             space: What they are points of.
             tau: The present factor.
+            noise_std: Standard deviation of the world's noise.
+
+        Raises:
+            FloatingPointError: If a prediction is no number, which is not to pass for one that was left out.
         """
-        residual = space.displacement(belief.mean, landings)
+        if not bool(belief.mean.isfinite().all() and belief.epistemic.isfinite().all()):
+            raise FloatingPointError("the model predicts landings that are no numbers")
+        residual, noise = space.displacement(belief.mean, landings), belief.aleatoric.clamp_max(noise_std)
         if not space.periodic:
-            near = torch.minimum(belief.mean, 1.0 - belief.mean) < EDGE * belief.aleatoric
-            wrong = residual.abs() > WRONG * torch.hypot(belief.aleatoric, tau * belief.epistemic)
+            near = torch.minimum(belief.mean, 1.0 - belief.mean) < EDGE * noise_std
+            wrong = residual.abs() > WRONG * torch.hypot(noise, tau * belief.epistemic)
             residual = residual.masked_fill(near & ~wrong, math.nan)
-        return cls(residual, belief.aleatoric, belief.epistemic, residual.new_full(residual.shape[:1], tau))
+        return cls(residual, noise, belief.epistemic, residual.new_full(residual.shape[:1], tau))
 
     @classmethod
     def join(cls, *parts: HeldOut) -> HeldOut:

@@ -27,7 +27,7 @@ class CertificateConfig:
 
     Attributes:
         restarts: Searches from random motions, at least 1, side by side with those from the nominal motion and from every
-            adversary that is known: what is known alone would only be found again.
+            adversary that is known: what is known alone would only be found again. All of them are made for each constraint.
         steps: Steps of each search; they bound the cost of a certificate.
         attempts: Shorter steps tried where no plan of an episode was certified, each half of the one before.
     """
@@ -108,7 +108,7 @@ class Certifier:
         if mdp.exact or not mdp.constraints:
             z = z[:1]
         else:
-            z = self._worst(searched, field, z)
+            z = torch.cat([self._worst(searched, field, z, kept) for kept in range(len(mdp.constraints))])
             z = torch.cat([z, *(share * z for share in inside)])
         with torch.no_grad():
             # A motion or policy that leads to no number is as bad as can be; without constraints the margin stays infinite.
@@ -116,23 +116,28 @@ class Certifier:
         found = margins.argmin()
         return Certificate(float(margins[found]), z[found])
 
-    def _worst(self, mdp: HallucinatedMDP, field: Field, z: Tensor) -> Tensor:
-        """The worst motion that is met on the way from each start, ``[S, E]``."""
+    def _worst(self, mdp: HallucinatedMDP, field: Field, z: Tensor, kept: int) -> Tensor:
+        """The motion that is worst for one constraint, of those met on the way from each start, ``[S, E]``.
+
+        Margins of several constraints have units of their own: one that is small, or steep, would be all that a search for the
+        smallest of them ever looks at.
+        """
         best_margin = torch.full(z.shape[:1], math.inf, dtype=z.dtype, device=z.device)
         best = z
         for step in range(self.config.steps + 1):
             z = z.detach().requires_grad_()
             trajectory = mdp.plausible(z).rollout(field)
-            worst = trajectory.worst_margin.nan_to_num(nan=-math.inf)
+            margins = trajectory.margins[..., kept]
+            worst = margins.amin(-1).nan_to_num(nan=-math.inf)
             with torch.no_grad():
                 lower = worst < best_margin
                 best_margin = torch.where(lower, worst, best_margin)
                 best = torch.where(lower.unsqueeze(-1), z, best)
             if step == self.config.steps:
                 break
-            # Every second search lowers all margins at once: the smallest one alone says nothing about the steps after it.
+            # Every second search lowers all steps' margins at once: the smallest one alone says nothing about those after it.
             odd = torch.arange(len(worst), device=worst.device) % 2 == 1
-            aim = torch.where(odd, trajectory.margins.flatten(1).mean(1), worst)
+            aim = torch.where(odd, margins.mean(-1), worst)
             (slope,) = torch.autograd.grad(aim.sum(), z)
             # The margin is nearly linear over the ball, so each step goes to where its linearisation is least: on the sphere.
             z = -_farthest(mdp, slope)

@@ -24,7 +24,7 @@ from safe_m3_agent.config import Config
 from safe_m3_agent.worlds import rebuilt_world, save_world, world_facts
 
 FORMAT = "safe-m3-checkpoint"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 RUN_FILE, CHECKPOINT_FILE = "run.json", "checkpoint.safetensors"
 
 D = TypeVar("D")

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import torch
 
 from mf_taxi_env import ParticleMDP, TaxiMDP
+from mf_taxi_env.bound import BoundExceededError
 from mf_taxi_env.checks import used_device
 from mf_taxi_env.fleet import Resolution
 from mf_taxi_env.information import entropy_fraction, kl_divergence
@@ -101,7 +102,9 @@ def _learn(agent: SafeM3UCRL, episodes: int, run: RunFolder) -> None:
     """Learn; where an episode fails, say what is left of the run and how to go on."""
     try:
         agent.learn(episodes, callback=run, progress_bar=True)
-    except (FloatingPointError, torch.linalg.LinAlgError, torch.cuda.OutOfMemoryError) as error:  # type: ignore[attr-defined]
+    except (
+        FloatingPointError, BoundExceededError, torch.linalg.LinAlgError, torch.cuda.OutOfMemoryError  # type: ignore[attr-defined]
+    ) as error:  # fmt: skip
         done = len(agent.history)
         # What is computed again fails again; the memory of a device may have been another process's.
         again = (
@@ -237,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             description="Safe-M3-UCRL: learn to reposition a fleet while it stays spread out over the city.",
             args=arguments,
         )
-    except (ValueError, OSError, ImportError, EpisodeFailedError, JobsError) as error:
+    except (ValueError, OSError, ImportError, EpisodeFailedError, BoundExceededError, JobsError) as error:
         print(f"safe-m3: error: {error}", file=sys.stderr)
         sys.exit(2)
 

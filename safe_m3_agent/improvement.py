@@ -181,7 +181,7 @@ class SafeImprovement:
                 passed.append(Candidate(candidate, worst, _predicted_return(learned, candidate)))
                 # It lowers the barrier even where it is not executed: nothing better is to be had at this weight.
                 self.weight = self.config.barrier.after(self.weight, certified=True)
-        chosen, refused = self._best(learned, promised, passed, generator)
+        chosen, refused = self._best(learned, policy, promised, passed, generator)
         worst = worst if refused is None else refused
         self.draft = None if passed else candidate
         if not passed:
@@ -212,15 +212,17 @@ class SafeImprovement:
         return passed
 
     def _best(
-        self, learned: HallucinatedMDP, promised: float, passed: list[Candidate], generator: torch.Generator
+        self, learned: HallucinatedMDP, policy: Policy, promised: float, passed: list[Candidate], generator: torch.Generator
     ) -> tuple[Candidate | None, float | None]:
         """The candidate that earns most, and no less than ``promised``, of those that get a certificate, or None.
 
-        Those that are refused one are taken out of ``passed``; beside the candidate stands the last one's margin, or None.
+        A plan that found nothing better than the policy in use gives that very policy back, which is no candidate: it is
+        executed anyway, and what its episode showed is not to be certified away. Those that are refused a certificate are taken
+        out of ``passed``; beside the candidate stands the last one's margin, or None.
         """
         refused = None
         for candidate in sorted(passed, key=lambda one: one.predicted, reverse=True):
-            if not candidate.predicted >= promised:
+            if not candidate.predicted >= promised or _equal(candidate.policy, policy):
                 continue
             # An adversary that a later candidate met may refute an earlier one.
             margin = self._known_worst(learned, candidate.policy)
@@ -290,7 +292,7 @@ class SafeImprovement:
             screened = self._screen(learned, candidate, generator)
             if screened.certified:
                 step = Candidate(candidate, screened.margin, _predicted_return(learned, candidate))
-                chosen, _ = self._best(learned, promised, [step], generator)
+                chosen, _ = self._best(learned, start, promised, [step], generator)
                 if chosen is not None:
                     return chosen
         return None
@@ -314,6 +316,11 @@ class SafeImprovement:
 @torch.no_grad()
 def _predicted_return(learned: HallucinatedMDP, policy: Policy) -> float:
     return float(learned.rollout(policy).returns)
+
+
+def _equal(policy: Policy, other: Policy) -> bool:
+    """Whether two policies of a kind are the same to the last bit."""
+    return all(torch.equal(ours, theirs) for ours, theirs in zip(policy.parameters(), other.parameters(), strict=True))
 
 
 def _between(start: Policy, goal: Policy, share: float) -> Policy:

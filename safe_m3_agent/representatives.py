@@ -67,7 +67,7 @@ def observe(
         covered.append((error <= radius * belief.epistemic + 1e-3 / world.grid.cells).all(-1))
         taxis.step(actions, mu)
         moves.append(Transitions.of(positions, mu, actions, taxis.positions))
-        held_out.append(HeldOut.of_landings(belief, taxis.positions, world.space, tau))
+        held_out.append(HeldOut.of_landings(belief, taxis.positions, world.space, tau, world.noise.std))
     coverage = float(torch.cat(covered).float().mean())
     return Observed(moves[0].join(*moves[1:]), HeldOut.join(*held_out), coverage, trips[0].join(*trips[1:]))
 

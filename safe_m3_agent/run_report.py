@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mf_taxi_env import EntropyFloor, ParticleMDP, TaxiMDP
+from mf_taxi_env import EntropyFloor, ParticleMDP, SmoothedEntropyFloor, TaxiMDP, WeightedEntropyFloor
 from mf_taxi_env.atomic import replacing
 from mf_taxi_env.render import save_figure
 from mf_taxi_env.scoring import possible_return
@@ -77,7 +77,8 @@ def _one(world: ParticleMDP) -> str:
 
 def _unit(world: ParticleMDP) -> str:
     """That of the smallest margin, where all constraints have one."""
-    return " nats" if all(isinstance(one, EntropyFloor) for one in world.constraints) else ""
+    floors = EntropyFloor | SmoothedEntropyFloor | WeightedEntropyFloor
+    return " nats" if all(isinstance(one, floors) for one in world.constraints) else ""
 
 
 def _table(*rows: tuple[str, str]) -> str:

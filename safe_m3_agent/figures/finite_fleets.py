@@ -213,10 +213,12 @@ def _objective_axis(axes: Axes, world: TaxiMDP) -> None:
 
 
 def _described(curves: Sequence[FleetCurve], *, constrained: bool) -> str:
-    alone = all(len(curve.policies) == 1 for curve in curves)
+    most = max(len(curve.policies) for curve in curves)
     line = (
         "Lines: mean over runs of one policy, with its 95 % interval"
-        if alone
+        if most == 1
+        else "Lines: mean over policies of different training seeds, with their range"
+        if most < 4
         else "Lines: interquartile mean over policies of different training seeds, with its 95 % bootstrap interval"
     )
     kept = (

@@ -43,7 +43,7 @@ def train_command(group: Group, entropy_floor: float | None = None, **changes: A
     wanted = {**({} if entropy_floor is None else {"entropy_floor": entropy_floor}), **changes}
     if not plain:
         settings = ", ".join(f"{name}={value!r}" for name, value in wanted.items())
-        return f"no command makes this world, only the library: the run in {run.folder} with {settings}"
+        return f"no command makes such a run, only the library: the one in {run.folder} with {settings}"
     options = [
         *("--scenario", _scenario_argument(run), "--cells", str(world.grid.cells), "--horizon", str(world.horizon)),
         *("--noise-std", repr(world.noise.std), "--motion", "free" if isinstance(motion, FreeMotion) else "congested"),

@@ -57,4 +57,6 @@ def described(counts: list[int]) -> str:
     seeds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     if most == 1:
         return "One seed per line."
+    if most < 4:  # nothing is cut off, and the interval ends at the extremes
+        return f"Lines: mean over {seeds} seeds; bands: their range."
     return f"Lines: interquartile mean over {seeds} seeds; bands: its {100 * CONFIDENCE:g} % bootstrap interval."

@@ -45,7 +45,7 @@ class GPConfig:
         learning_rate: Of Adam, on the logarithms of the hyperparameters.
         linear_scale: Prior standard deviation of the linear part's coefficients.
         residual_scale: Median of the prior of the residual's standard deviation, in sides of the unit square: small, for motion
-            is nearly linear in the action. It is never learned to be less than a fifth of this.
+            is nearly linear in the action. It is never learned to be less than a third of this.
         lengthscale: Median of the prior of the residual's length scales, in standard deviations of a uniform input.
         learn_noise: Learn the noise's level, one per axis, for likelihood and calibration; the learned world keeps the known
             one. It comes out some percent low.
@@ -59,8 +59,8 @@ class GPConfig:
     subset: int = 250
     learning_rate: float = 0.1
     linear_scale: float = 1.0
-    residual_scale: float = 0.1
-    lengthscale: float = 2.0
+    residual_scale: float = 0.06
+    lengthscale: float = 1.5
     learn_noise: bool = False
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safe_m3_agent.model.posterior import JITTER, LinearPlusRBF, Observations
+from safe_m3_agent.model.posterior import LinearPlusRBF, Observations
 
 try:
     import gpytorch
@@ -17,7 +17,7 @@ try:
     from gpytorch.kernels import ConstantKernel, InducingPointKernel, LinearKernel, RBFKernel, ScaleKernel
     from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
     from gpytorch.mlls import ExactMarginalLogLikelihood
-    from gpytorch.priors import LogNormalPrior
+    from gpytorch.priors import NormalPrior
     from linear_operator.utils.errors import NanError, NotPSDError
     from linear_operator.utils.warnings import NumericalWarning
 except ImportError as error:
@@ -25,9 +25,11 @@ except ImportError as error:
 
 #: Standard deviation of the priors of residual and length scale, on a logarithmic scale: with fewer than some fifty transitions
 #: a wider one leads to processes that are too sure of being linear.
-PRIOR_SPREAD = 0.5
+PRIOR_SPREAD = 0.35
 #: The residual is never believed to be smaller than this share of its prior median: few data always look linear.
-LEAST_RESIDUAL = 0.2
+LEAST_RESIDUAL = 1 / 3
+#: Share above that bound at which a fit begins at least: nearer to it a step on the logarithm of what exceeds it moves nothing.
+CLEAR = 0.05
 
 #: An observation whose variance is less than this many times the noise's is a plain landing, far from the edge.
 PLAIN = 1.1
@@ -54,19 +56,21 @@ class GaussianProcessModel(gpytorch.models.ExactGP):  # type: ignore[misc]  # GP
         bump = RBFKernel(
             ard_num_dims=width,
             batch_shape=batch,
-            lengthscale_prior=LogNormalPrior(prior.lengthscale.log().unsqueeze(1), PRIOR_SPREAD),
+            lengthscale_prior=_of_logarithm(prior.lengthscale.log().unsqueeze(1), PRIOR_SPREAD),
             # Logarithms, not GPyTorch's softplus: a step changes a long length scale by as large a share as a short one.
             lengthscale_constraint=Positive(torch.exp, torch.log),
         )
-        self.residual = ScaleKernel(
+        residual = ScaleKernel(
             bump,
             batch_shape=batch,
-            outputscale_prior=LogNormalPrior(2.0 * prior.residual.log(), 2.0 * PRIOR_SPREAD),
+            outputscale_prior=_of_logarithm(2.0 * prior.residual.log(), 2.0 * PRIOR_SPREAD),
             outputscale_constraint=GreaterThan(least, torch.exp, torch.log),
         )
         linear, bias = LinearKernel(batch_shape=batch), ConstantKernel(batch_shape=batch)
-        covariance = self.residual + linear + bias
+        covariance = residual + linear + bias
         self.covariance = covariance
+        # In a tuple it is not registered a second time, or GPyTorch would count its priors twice.
+        self._residual = (residual,)
         if inducing is not None:
             self.covariance = InducingPointKernel(covariance, inducing.expand(axes, -1, -1).clone(), likelihood)
         self.to(seen.inputs)
@@ -74,13 +78,23 @@ class GaussianProcessModel(gpytorch.models.ExactGP):  # type: ignore[misc]  # GP
         linear.variance = seen.values.new_full((axes, 1, 1), kernel.linear**2)
         bias.constant = seen.values.new_full((axes, 1), kernel.linear**2)
         bump.lengthscale = kernel.lengthscale.unsqueeze(1)
-        # Strictly above the bound, whose logarithm does not exist.
-        self.residual.outputscale = torch.maximum(kernel.residual.square(), least * (1.0 + JITTER))
-        self.residual.requires_grad_(True)
+        residual.outputscale = torch.maximum(kernel.residual.square(), least * (1.0 + CLEAR))
+        residual.requires_grad_(True)
+
+    @property
+    def residual(self) -> Any:
+        """The part that bends, GPyTorch's ``ScaleKernel``: its hyperparameters are those that are learned."""
+        return self._residual[0]
 
     def forward(self, inputs: Tensor) -> Any:
         """The prior at inputs ``[d, n, i]``."""
         return MultivariateNormal(inputs.new_zeros(inputs.shape[:-1]), self.covariance(inputs))
+
+
+def _of_logarithm(median: Tensor, spread: float) -> Any:
+    """A Gaussian density of the logarithm, on which Adam climbs: it is largest at the median. A log-normal one of the number
+    itself is largest below it."""
+    return NormalPrior(median, torch.full_like(median, spread), transform=torch.log)
 
 
 def learn_hyperparameters(

@@ -1,1 +1,1 @@
-"""Planners: they improve a policy in the learned world, which where the motion is given is the true one."""
+"""Planners: they improve a policy in the learned world, which equals the true one where motion and trips are given."""

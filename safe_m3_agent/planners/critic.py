@@ -79,9 +79,9 @@ class Critic(nn.Module, ABC):
         if self.fixed_features:
             features = self.features(episodes.shifted, episodes.fields).flatten(0, 1)
             self.mean.copy_(features.mean(0))
-            self.std.copy_(features.std(0).clamp_min(1e-3))
+            self.std.copy_(_deviation(features).clamp_min(1e-3))
         self.offset.copy_(episodes.to_go.mean(0))
-        self.unit.copy_((episodes.to_go - self.offset).std().clamp_min(LEAST_UNIT))
+        self.unit.copy_(_deviation((episodes.to_go - self.offset).flatten()).clamp_min(LEAST_UNIT))
 
 
 class PlainCritic(Critic):
@@ -210,6 +210,11 @@ def _expand_from(
         shifted = world.shift(mu, t + 1)
     ahead: Tensor = critic(shifted.unsqueeze(1), None, doubt.unsqueeze(1), z, min(first + steps, world.horizon))
     return total + ahead.squeeze(1)
+
+
+def _deviation(values: Tensor) -> Tensor:
+    """Standard deviation over rows; 0 for a single one, which says nothing of it."""
+    return values.std(0, correction=min(1, len(values) - 1))
 
 
 def dense(inputs: int, outputs: int, mdp: HallucinatedMDP, generator: torch.Generator) -> nn.Linear:

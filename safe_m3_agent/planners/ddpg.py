@@ -64,6 +64,8 @@ class DDPGPlanner(Planner):
                 be put back by :meth:`load_state`.
         """
         modes = CosineModes(mdp, self.config.modes)
+        # A certificate may find nothing worse than the nominal motion, which is planned in anyway, and known by its zeros.
+        adversaries = adversaries[adversaries.any(-1)]
         critic, target = self._critics(mdp, modes, optimistic, generator)
         stage = Stage(mdp, weight, self.width)
         self.replay.refresh(stage)
@@ -271,7 +273,8 @@ class ActorCritic:
         safe = (margins >= 0).all() if self.stage.weight else torch.ones_like(objective, dtype=torch.bool)
         if self.start_return is None:
             self.start_return = torch.where(safe, returns[0], -math.inf)
-        # By objective, so that plans stay on the central path; but a plan that earns less than its start is never executed.
+        # By objective, so that plans stay on the central path; but one that earns less than its start did is not kept, optimism
+        # included. What is executed has to earn no less without it.
         self.best.offer(self.parameters, objective, safe & (returns[0] >= self.start_return))
         better = self.trusted.offer(self.parameters, objective, torch.ones_like(safe))
         if self.config.trust_region:

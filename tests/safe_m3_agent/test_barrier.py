@@ -88,8 +88,8 @@ def test_weight_follows_the_central_path() -> None:
         ({"fall": 1.0}, r"fall must lie in \(0, 1\).*got fall=1.0"),
         ({"fall": math.nan}, "got fall=nan"),
         ({"rise": 0.9}, "barrier.rise be at least 1, got fall=0.8, rise=0.9"),
-        ({"width": 0.0}, "barrier.width must be a positive number, got 0.0"),
-        ({"width": math.nan}, "barrier.width must be a positive number, got nan"),
+        ({"width": 0.0}, "barrier.width must be a finite number > 0, got 0.0"),
+        ({"width": math.nan}, "barrier.width must be a finite number > 0, got nan"),
     ],
 )
 def test_settings_are_validated(options: dict[str, float], message: str) -> None:

@@ -200,9 +200,9 @@ def test_gradient_flows_through_the_whole_episode(random_city: Callable[..., Sce
     [
         ({"epochs": 0}, "bptt.epochs must be an integer >= 1, got 0"),
         ({"renewal": 1.5}, "bptt.renewal must be an integer >= 0, got 1.5"),
-        ({"learning_rate": 0.0}, "bptt.learning_rate must be a positive number"),
-        ({"gradient_clip": -1.0}, "bptt.gradient_clip must be a positive number, got -1.0"),
-        ({"learning_rate": math.nan}, "must be a positive number"),
+        ({"learning_rate": 0.0}, "bptt.learning_rate must be a finite number > 0"),
+        ({"gradient_clip": -1.0}, "bptt.gradient_clip must be a finite number > 0, got -1.0"),
+        ({"learning_rate": math.nan}, "must be a finite number > 0"),
     ],
 )
 def test_settings_are_validated(options: dict[str, float], message: str) -> None:

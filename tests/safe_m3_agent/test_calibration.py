@@ -142,11 +142,36 @@ def belief(mean: list[float], epistemic: float) -> Belief:
 def test_predictions_at_an_edge_are_left_out() -> None:
     """By the prediction, unless the landing is where no edge explains it; on a ring there is no edge."""
     means, landings = [0.5, 0.03, 0.97, 0.5, 0.03], torch.tensor([[0.51, 0.04, 0.93, 0.99, 0.6]], dtype=torch.float64)
-    at_edges = HeldOut.of_landings(belief(means, 0.01), landings, CUBE, tau=1.5)
+    at_edges = HeldOut.of_landings(belief(means, 0.01), landings, CUBE, 1.5, 0.02)
     assert (~at_edges.residual.isnan()).tolist() == [[True, False, False, True, True]]
     assert float(at_edges.residual[0, 4]) == pytest.approx(0.57) and at_edges.tau.tolist() == [1.5]
-    ring = HeldOut.of_landings(belief([0.97], 0.01), torch.tensor([[0.01]], dtype=torch.float64), TORUS, tau=1.0)
+    ring = HeldOut.of_landings(belief([0.97], 0.01), torch.tensor([[0.01]], dtype=torch.float64), TORUS, 1.0, 0.02)
     assert float(ring.residual) == pytest.approx(0.04)
+
+
+def test_noise_is_not_believed_to_be_more_than_the_worlds() -> None:
+    """A model that takes its errors for noise, and learns a noise of their size, has them held against it all the same."""
+    generator = torch.Generator().manual_seed(0)
+    center = torch.full((400, 2), 0.5, dtype=torch.float64)
+    landings = center + 0.05 + 0.02 * torch.randn(400, 2, generator=generator, dtype=torch.float64)
+    taus = []
+    for learned in (0.02, 0.054):  # the world's; the residuals' root mean square
+        sure = Belief(center, torch.full_like(center, 0.005), torch.full_like(center, learned), center.new_zeros(1, 400, 2))
+        held_out = HeldOut.of_landings(sure, landings, CUBE, 1.0, 0.02)
+        assert (held_out.noise == 0.02).all()
+        judge = calibration()
+        judge.add(held_out)
+        taus.append(judge.tau)
+    assert taus[0] == taus[1] > 5.0
+    quiet = Belief(center, torch.full_like(center, 0.005), torch.full_like(center, 0.01), center.new_zeros(1, 400, 2))
+    assert (HeldOut.of_landings(quiet, landings, CUBE, 1.0, 0.02).noise == 0.01).all(), "less may be learned"
+
+
+def test_a_prediction_that_is_no_number_is_not_left_out() -> None:
+    """NaN marks coordinates at an edge; a model that has broken down is not to look like one that was not asked."""
+    for broken in (belief([math.nan], 0.01), belief([0.5], math.nan)):
+        with pytest.raises(FloatingPointError, match="no numbers"):
+            HeldOut.of_landings(broken, torch.tensor([[0.5]], dtype=torch.float64), CUBE, 1.0, 0.02)
 
 
 def test_levels_are_uniform_where_all_is_as_predicted() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mf_taxi_env import FreeMotion, Grid, RegionCapacity, TaxiMDP
+from mf_taxi_env import FreeMotion, Grid, RegionCapacity, TaxiMDP, Trajectory
 from safe_m3_agent.certificate import Certificate, CertificateConfig, Certifier, within
 from safe_m3_agent.confidence import student_quantile
 from safe_m3_agent.hallucination import HallucinatedMDP
@@ -203,6 +204,42 @@ def test_what_is_worst_halfway_is_found(make_world: Callable[..., TaxiMDP]) -> N
     certificate = Certifier(CertificateConfig()).certify(learned, policy, torch.zeros(0, 2), torch.Generator().manual_seed(0))
     assert certificate.margin < -0.2
     assert float(certificate.z.norm()) < student_quantile(1.0, 2)
+
+
+class TwoMargins:
+    """A world of ten doubts and two constraints: one that is steep at all steps and safe, one that is broken in a corner."""
+
+    exact = False
+    constraints = (object(), object())
+    directions = 10
+    doubts = ((10, 1.0),)
+
+    def __init__(self, z: torch.Tensor | None = None) -> None:
+        self.z = z
+
+    def plausible(self, z: torch.Tensor) -> TwoMargins:
+        return TwoMargins(z)
+
+    def rollout(self, field: object) -> Trajectory:
+        assert self.z is not None
+        steep = (0.12 + 0.1 * self.z[:, :1]).expand(-1, 3)
+        flat = torch.stack([0.13 + 0.14 * self.z[:, 1], *(torch.ones(len(self.z)),) * 2], -1)
+        none = torch.zeros(len(self.z), 3)
+        return Trajectory(none, none, torch.stack([steep, flat], -1), none)
+
+
+def test_each_constraint_is_searched_for() -> None:
+    """One that is smallest wherever the search comes, and steepest, does not hide another that some motion breaks."""
+    policy = SimpleNamespace(prepared=lambda: None)
+    for seed in range(5):
+        found = Certifier(CertificateConfig()).certify(
+            TwoMargins(),  # type: ignore[arg-type]
+            policy,  # type: ignore[arg-type]
+            torch.zeros(0, 10),
+            torch.Generator().manual_seed(seed),
+        )
+        assert found.margin == pytest.approx(-0.01, abs=1e-5) and not found.certified
+        assert float(found.z[1]) == pytest.approx(-1.0, abs=1e-4)
 
 
 def test_what_lies_beyond_the_set_is_drawn_back(scene: Scene) -> None:

@@ -31,6 +31,12 @@ from safe_m3_agent.policy import FieldPolicy, NetworkPolicy
 QUICK = DDPGConfig(rounds=3, episodes=4, critic_steps=4, critic_batch=4, actor_batch=2, hidden=8, modes=3, replay_episodes=8)
 
 
+def test_one_episode_of_one_step_is_enough(make_world: Callable[..., TaxiMDP], tiny: Config) -> None:
+    """Units of the critic come from the episodes played: a single number has no deviation, and is no reason to break down."""
+    config = replace(tiny, planner="ddpg", ddpg=replace(tiny.ddpg, episodes=1))
+    assert len(SafeM3UCRL(make_world(horizon=1), config).learn(2)) == 2
+
+
 def known(world: TaxiMDP) -> HallucinatedMDP:
     """The learned world of an agent that knows the motion."""
     return HallucinatedMDP(world, KnownModel(world.motion, world.noise.std), 1.0)
@@ -404,8 +410,8 @@ def test_metrics_are_named(world: TaxiMDP) -> None:
         ({"rounds": 0}, "ddpg.rounds must be an integer >= 1, got 0"),
         ({"hidden": 64.5}, "ddpg.hidden must be an integer >= 1, got 64.5"),
         ({"replay_episodes": 0}, "ddpg.replay_episodes must be an integer >= 1, got 0"),
-        ({"critic_rate": math.nan}, "critic_rate must be a positive number, got nan"),
-        ({"noise_distance": 0.0}, "noise_distance must be a positive number, got 0.0"),
+        ({"critic_rate": math.nan}, "critic_rate must be a finite number > 0, got nan"),
+        ({"noise_distance": 0.0}, "noise_distance must be a finite number > 0, got 0.0"),
         ({"tau": 0.0}, r"tau must lie in \(0, 1\], got 0.0"),
         ({"gaussian_starts": 1.5}, r"gaussian_starts must lie in \[0, 1\], got 1.5"),
     ],
@@ -423,3 +429,14 @@ def test_a_state_that_does_not_fit_is_refused(make_world: Callable[..., TaxiMDP]
     other.load_state(planner.state())
     with pytest.raises(RuntimeError, match="size mismatch"):
         plan(other, known(make_world()))
+
+
+def test_the_nominal_motion_is_planned_in_once(make_world: Callable[..., TaxiMDP]) -> None:
+    """A certificate may find nothing worse than it: as an adversary it would be a second world of rewards."""
+    learned = vague(make_world())
+    known_worst = torch.ones(1, learned.model.members)
+    twice = torch.cat([torch.zeros_like(known_worst), known_worst])
+    plans = [plan(DDPGPlanner(QUICK, 0.01), learned, adversaries=z, optimistic=True) for z in (known_worst, twice)]
+    assert plans[0].objective == plans[1].objective
+    for ours, theirs in zip(plans[0].policy.parameters(), plans[1].policy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

@@ -154,10 +154,10 @@ def test_training_is_not_lost_without_held_out_data(roam: Roam) -> None:
         ({"validation": float("nan")}, "validation must lie in"),
         ({"steps": -1}, "ensemble.steps must be an integer >= 0, got -1"),
         ({"batch_size": 0}, "ensemble.batch_size must be an integer >= 1, got 0"),
-        ({"learning_rate": 0.0}, "must be a positive number"),
-        ({"residual_scale": -1.0}, "residual_scale must be a positive number"),
-        ({"density_scale": 0.0}, "density_scale must be a positive number"),
-        ({"learning_rate": float("nan")}, "must be a positive number"),
+        ({"learning_rate": 0.0}, "must be a finite number > 0"),
+        ({"residual_scale": -1.0}, "residual_scale must be a finite number > 0"),
+        ({"density_scale": 0.0}, "density_scale must be a finite number > 0"),
+        ({"learning_rate": float("nan")}, "must be a finite number > 0"),
     ],
 )
 def test_settings_are_validated(options: dict[str, object], message: str) -> None:

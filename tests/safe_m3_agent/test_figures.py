@@ -417,7 +417,7 @@ def test_a_world_that_no_command_makes_is_said_so(
     with RunFolder(tmp_path / "run") as folder:
         agent.learn(2, callback=folder)
     report = paper_figures([tmp_path / "run"], tmp_path / "out", only=["3a", "3b"])
-    assert not commands(report) and "no command makes this world, only the library" in report
+    assert not commands(report) and "no command makes such a run, only the library" in report
     assert "constrained=False" in report and "model='known'" in report
 
 
@@ -429,7 +429,7 @@ def test_a_floor_of_another_constant_is_another_world(make_world: Callable[..., 
     with RunFolder(tmp_path / "run") as folder:
         agent.learn(2, callback=folder)
     report = paper_figures([tmp_path / "run"], tmp_path / "out", only=["3a"])
-    assert not commands(report) and "no command makes this world, only the library" in report
+    assert not commands(report) and "no command makes such a run, only the library" in report
 
 
 def test_runs_from_another_policy_are_no_seeds_of_the_others(

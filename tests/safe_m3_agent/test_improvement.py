@@ -100,6 +100,18 @@ def test_a_worse_plan_is_not_executed(town: TaxiMDP, monkeypatch: pytest.MonkeyP
     assert decision.worst_margin >= 0 and improvement.weight == ONE_ROUND.barrier.after(0.3, certified=True)
 
 
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_the_policy_in_use_is_no_new_one(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch, unsafe: bool) -> None:
+    """A plan that finds nothing better gives it back: nothing was taken into use, and nothing that violates certified away."""
+    planned(monkeypatch, torch.zeros(()))
+    learned = HallucinatedMDP(town, KnownModel(town.motion, town.noise.std), 3.0)
+    start = FieldPolicy(town)
+    improvement = SafeImprovement(ONE_ROUND, FieldPolicy(town), torch.zeros(0, 1))
+    decision = improvement.improve(learned, start, torch.Generator(), transitions=1, seen_unsafe=unsafe)
+    assert decision.policy is start and not decision.taken
+    assert improvement.weight == ONE_ROUND.barrier.after(0.3, certified=True), "at this weight there is nothing better"
+
+
 def test_certificates_lower_the_barrier(town: TaxiMDP, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weight that is planned with follows the certificates, not the episodes."""
     asked = planned(monkeypatch, torch.tensor(3.0))

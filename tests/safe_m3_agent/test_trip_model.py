@@ -168,8 +168,8 @@ def make_scenario_steps(random_city: Callable[..., Scenario]) -> Scenario:
         ({"members": 2.5}, "trips.members must be an integer >= 2, got 2.5"),
         ({"beta": -1.0}, "trips.beta must be a finite number >= 0, got -1.0"),
         ({"beta": math.nan}, "trips.beta must be a finite number >= 0, got nan"),
-        ({"attraction_scale": 0.0}, "trips.attraction_scale must be a positive number, got 0.0"),
-        ({"decay_scale": math.inf}, "trips.decay_scale must be a positive number, got inf"),
+        ({"attraction_scale": 0.0}, "trips.attraction_scale must be a finite number > 0, got 0.0"),
+        ({"decay_scale": math.inf}, "trips.decay_scale must be a finite number > 0, got inf"),
     ],
 )
 def test_settings_are_validated(options: dict[str, float], message: str) -> None:
