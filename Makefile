@@ -39,10 +39,13 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site docs/environments .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
+# A venv that failed half-way, for want of Debian's python3-venv for instance, is not taken for one the next time.
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is too old or missing: choose Python 3.11 or newer with make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # One stamp per set of extras: an edit of the requirements installs again, nothing else does.
 $(VENV)/.agent: pyproject.toml constraints.txt | $(BIN)/python

@@ -7,11 +7,12 @@ Quote ratios from one run; machines differ.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,11 +59,12 @@ def main(
     env.reset(seed=0)
     action = 0.05 * np.random.default_rng(0).uniform(-1, 1, env.action_space.shape).astype(np.float32)
 
-    def single() -> None:
+    def single() -> int:
         if env.step(action)[3]:
             env.reset()
+        return 1
 
-    _report("gym.make, one step at a time", single, 1, seconds, repeats)
+    _report("gym.make, one step at a time", single, seconds, repeats)
     for batch in batches:
         for backend in ("numpy", "torch"):
             envs = gym.make_vec("MFTaxi-v0", num_envs=batch, backend=backend, **settings)
@@ -70,24 +72,29 @@ def main(
             actions = np.broadcast_to(action, envs.action_space.shape).copy()
             given = torch.from_numpy(actions).to(device) if backend == "torch" else actions
 
-            def step(envs: gym.vector.VectorEnv = envs, given: object = given) -> None:
+            horizon, calls = TaxiMDP(load_scenario("shenzhen", cells)).horizon, itertools.count(1)
+
+            def step(
+                envs: gym.vector.VectorEnv = envs, given: object = given, calls: Iterator[int] = calls, last: int = horizon
+            ) -> int:
                 envs.step(given)
                 if device != "cpu":
                     torch.cuda.synchronize()
+                return envs.num_envs if next(calls) % (last + 1) else 0  # the call after an episode's last resets all envs
 
-            _report(f"gym.make_vec, {batch} envs, {backend}", step, batch, seconds, repeats)
+            _report(f"gym.make_vec, {batch} envs, {backend}", step, seconds, repeats)
     _bounds(cells, repeats)
     if memory and device == "cpu" and Path("/proc/self/clear_refs").exists():
         _memory()
 
 
-def _report(name: str, work: Callable[[], None], steps: int, seconds: float, repeats: int) -> None:
+def _report(name: str, work: Callable[[], int], seconds: float, repeats: int) -> None:
+    """Print the steps per second of ``work``, which tells how many it has made."""
     rates = []
     for _ in range(repeats + 1):  # the first warms up
         start, count = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
-            work()
-            count += steps
+            count += work()
         rates.append(count / (time.perf_counter() - start))
     rates = rates[1:]
     print(f"{name:44} {statistics.median(rates):10,.0f} {min(rates):10,.0f} {max(rates):10,.0f}", flush=True)
@@ -113,13 +120,13 @@ def _bounds(cells: int, repeats: int) -> None:
 
 def _memory() -> None:
     """Peak memory of one push-forward with its gradient, beyond what the process had before."""
-    print(f"\n{'push-forward and its gradient: peak MB':44} {'k = 25':>10} {'k = 50':>10} {'k = 100':>10}")
+    print(f"\n{'push-forward and its gradient: peak MiB':44} {'k = 25':>10} {'k = 50':>10} {'k = 100':>10}")
     context = multiprocessing.get_context("spawn")  # a fresh process: a peak never falls
     for batch in (1, 16, 64, 256):
         with context.Pool(1, maxtasksperchild=1) as pool:
             peaks = [pool.apply(_peak, (batch, cells)) for cells in (25, 50, 100)]
         print(f"{f'batch {batch}':44} " + " ".join(f"{peak:10.1f}" for peak in peaks), flush=True)
-    print("inputs, result and gradients alone are 32 bytes per cell: 5 MB at k = 25 and batch 256, 82 MB at k = 100")
+    print("inputs, result and gradients alone are 32 bytes per cell: 5 MiB at k = 25 and batch 256, 78 MiB at k = 100")
 
 
 def _peak(batch: int, cells: int) -> float:

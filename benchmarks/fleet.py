@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import multiprocessing
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ def _episode(m: int, cells: int, threads: int, device: str, repeats: int) -> tup
             torch.cuda.synchronize()
 
     seconds = _median(run, repeats)
-    peak = next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
     return seconds, city.horizon, peak, 0.0 if device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
 
 
