@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mf_taxi_env import TaxiMDP
+from mf_taxi_env import TaxiMDP, load_scenario
 from mf_taxi_env.constraint import Constraint
 from mf_taxi_env.distances import DistanceCap, DistanceName, KeepAway, hellinger, total_variation
 from mf_taxi_env.wasserstein import potential_near, transport_program, wasserstein
@@ -263,6 +263,24 @@ def test_without_pot_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(ImportError, match=r"safe-m3-taxi\[transport\]"):
         cap.margin(torch.full((4,), 0.25))
+
+
+def test_a_distribution_of_an_episode_is_a_reference() -> None:
+    """In float32 its masses are not quite one: they are brought there, once, and a constraint made from its own is the same."""
+    drifted = np.full(25, 0.04) * (1 + 3e-5)
+    cap = DistanceCap(drifted, 0.1, "tv")
+    assert sum(cap.reference) == pytest.approx(1.0, abs=1e-12)
+    assert DistanceCap(cap.reference, 0.1, "tv") == cap
+    world = TaxiMDP(load_scenario("shenzhen", cells=5))
+    last = world.rollout(Still()).mu[-1]
+    assert float(DistanceCap(last, 0.1, "tv").margin(last)) == pytest.approx(0.1, abs=1e-6)
+
+
+class Still:
+    """Nobody moves."""
+
+    def field(self, mu: torch.Tensor, t: int) -> torch.Tensor:
+        return mu.new_zeros(mu.shape[-1], 2)
 
 
 @pytest.mark.parametrize(
