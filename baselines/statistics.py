@@ -28,8 +28,8 @@ def score_mean(scores: Values, axis: int = 0) -> Values:
         axis: Axis of the runs.
 
     Example:
-        >>> float(score_mean(np.array([math.nan, 0.8, 0.8, 0.8, 0.8]))), float(score_mean(np.array([0.0, 0.8, 0.8, 0.8, 0.8])))
-        (0.6, 0.8)
+        >>> float(score_mean(np.array([math.nan, 1.0, 1.0, 1.0, 1.0]))), float(score_mean(np.array([0.0, 1.0, 1.0, 1.0, 1.0])))
+        (0.75, 1.0)
     """
     ordered = np.moveaxis(np.sort(scores, axis), axis, 0)  # NaN goes to the end
     runs, cut = len(ordered), len(ordered) // 4
