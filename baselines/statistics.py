@@ -20,7 +20,7 @@ def score_mean(scores: Values, axis: int = 0) -> Values:
 
     The highest quarter of the runs is cut off, and the lowest one as far as it is not made up of runs without a score: NaN. A
     run that loses its score therefore never raises the mean of scores that are not negative, and one failure in five, which
-    an interquartile mean would forgive, costs its share. Without NaN this is
+    an interquartile mean would forgive, costs a quarter of it. Without NaN this is
     :func:`~safe_m3_agent.figures.seeds.interquartile_mean`.
 
     Args:
