@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from baselines.algorithm import Budget, algorithms
+from mf_taxi_env.bound import BoundExceededError
 from mf_taxi_env.checks import whole_number
 
 try:
@@ -75,8 +76,10 @@ def run(
     failed, refused, width = [], [], max(len(plan.name) for plan in plans)
     try:
         for number, (plan, result) in enumerate(run_all(missing, cities, device, workers=at_a_time, ray=ray), start=1):
-            failed += [plan] * (result is None)
-            refused += [result.reason] if isinstance(result, Refused) else []
+            if result is None:
+                failed.append(plan)
+            elif isinstance(result, Refused):
+                refused.append(result.reason)
             print(f"{number:>{len(str(len(missing)))}}/{len(missing)}  {plan.name:<{width}}  {_told(result)}", flush=True)
     except KeyboardInterrupt:
         sys.exit("\nbaselines: stopped; the same command goes on with what is missing")
@@ -168,6 +171,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     app.command(name="list")(list_algorithms)
     try:
         app.cli(prog="python -m baselines", description="The benchmark: algorithms side by side.", args=arguments)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, BoundExceededError) as error:
         print(f"baselines: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from baselines.run_folder import RUN_FILE, RecordedRun, Result, Settings, read_run
+from baselines.run_folder import RESULT_FILE, RUN_FILE, RecordedRun, Result, Settings, read_run
+from mf_taxi_env.bound import RETURN_TOLERANCE, BoundExceededError
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def collect(folders: Sequence[Path]) -> list[Section]:
     Raises:
         ValueError: If there are none, a file is not readable, the same run is there twice, or an algorithm's runs are of
             different versions of its script.
+        BoundExceededError: If a final policy that keeps the constraints earned more than is possible.
     """
     found = [path.parent for folder in folders for path in sorted(folder.glob(f"*/*/seed-*/{RUN_FILE}"))]
     if not found:
@@ -58,6 +60,7 @@ def collect(folders: Sequence[Path]) -> list[Section]:
     groups: dict[str, dict[tuple[str, int], RecordedRun]] = {}
     for path in found:
         run = read_run(path)
+        _check_bound(run)
         same, key = groups.setdefault(_compared(run.settings), {}), (run.settings.algorithm, run.settings.seed)
         if key in same:
             raise ValueError(f"{same[key].folder} and {path} hold the same run: name one of them")
@@ -67,6 +70,19 @@ def collect(folders: Sequence[Path]) -> list[Section]:
         section = _section([group[key] for key in sorted(group)], names)
         sections.append(section)
     return sorted(sections, key=lambda section: section.name)
+
+
+def _check_bound(run: RecordedRun) -> None:
+    """The judge lets no such result pass: one that is there nevertheless is of another bound, or was written by hand."""
+    result = run.result
+    if result is None or result.violations:
+        return
+    most = result.bound + (result.gap or 0.0) + run.settings.world["horizon"] * RETURN_TOLERANCE
+    if result.reward > most:
+        raise BoundExceededError(
+            f"{run.folder / RESULT_FILE} has a reward of {result.reward:.6f} nats without a violation, and none above {most:.6f} "
+            "is possible: world, constraint or bound is wrong, or the file is not what the benchmark wrote"
+        )
 
 
 def _compared(settings: Settings) -> str:

@@ -65,10 +65,12 @@ def make_leaderboard(
         text = page_text(sections, ranked, overall, images, in_docs=True, notes=remarks, options=options)
         files.append(_write(page, text))
     tables = [f"{section.name}\n{markdown(ranked[section.name])}" for section in overall.sections]
-    tables += [f"all cities\n{markdown(overall.standings)}"] * bool(overall.standings)
-    tables += [f"No table of all cities: {overall.reason}"] * bool(overall.reason)
-    left = unfinished(sections)
-    tables += ["Without a result:\n" + "\n".join(f"  {line}" for line in left)] * bool(left)
+    if overall.standings:
+        tables.append(f"all cities\n{markdown(overall.standings)}")
+    if overall.reason:
+        tables.append(f"No table of all cities: {overall.reason}")
+    if left := unfinished(sections):
+        tables.append("Without a result:\n" + "\n".join(f"  {line}" for line in left))
     return "\n\n".join([*tables, "\n".join(map(str, files))])
 
 

@@ -20,23 +20,23 @@ whichever comes first; evaluation does not count. What learns nothing ends at on
 classical oracles. What is under way when the budget ends is carried to its end; runs that used more than 1.2 times their
 steps or seconds that way are marked *over budget*. The final policy is judged in the true mean field and with finite fleets.
 
-- **score**: normalised return, 0 = staying put, 1 = certified bound; interquartile mean over seeds with its 95 % bootstrap
-  interval, which of three seeds is just their range. A final policy that violates a constraint has no score and counts as 0,
-  what the fleet earns if it is not used and everybody stays put, which has to be safe itself. Such a 0 is not cut off with
-  the lowest quarter. *Violate at the end* says how many there are, and *score of the others* is that of the runs whose final
-  policy keeps the constraints. A run that failed has no policy, and counts as 0, too.
-- **best safe record**: what keeping the best evaluated policy of each run would give, as is common practice: the best score
-  that a recorded policy of it had, 0 where all violate. It is selection by evaluation in the true mean field, where the
-  policies that are not chosen violate; who records more often has more to select from.
-- **episodes violated**: of the episodes executed in the true world while learning, over all seeds. Exploration is not the
-  same for all: model-free algorithms explore with the whole fleet. Agents and classical peers are told demand, trips and
-  constraints, and learn how taxis move from single ones that carry no mass.
+- **score**: the normalised return (0 = staying put, 1 = certified bound) as the interquartile mean over seeds, with its 95 %
+  bootstrap interval; of three or four seeds that is simply their range. A final policy that violates a constraint counts as
+  0, the score of staying put, and so does a run that failed; such zeros are not trimmed away. *Violate at the end* counts
+  violating final policies, and *score of the others* is the mean over the rest.
+- **best safe record**: the score if each run kept the best safe policy that it recorded (0 where all violate), as is common
+  practice. It takes evaluations in the true mean field, in which rejected policies may violate, and it favours algorithms
+  that record often.
+- **episodes violated**: of the episodes executed in the true world while learning, over all seeds, as the algorithms report
+  them. Exploration is not the same for all: model-free algorithms explore with the whole fleet. Agents and classical peers
+  are told demand, trips and constraints, and learn how taxis move from single ones that carry no mass. While a peer learns,
+  the fleet stays put, so that none of its episodes can violate where staying put does not.
 - **demand served**: the share of requests that finite fleets serve; **fleets that violate**: those of them that break a
   constraint at some step (every final policy is given the same fleets); **corrected**: those that still do after the
   correction for what few taxis lack in entropy. An agent that is planned for the mean field keeps the constraint there, while
   finite fleets scatter about it; `Config.fleet` (`safe-m3-fleet`) plans for fleets of a size.
-- **steps**, **seconds to 80 %**: until the policy in hand first had 80 % of the run's own final score, so that who ends low
-  is there early; of runs that end above 0, which is told where it is not all.
+- **steps**, **seconds to 80 %**: when the current policy first reached 80 % of the run's own final score, so that a run that
+  ends low gets there early. Only runs that end above 0 count; where these are not all, the cell says how many.
 - † An oracle: it is given the true motion, which no operator knows. It says what is possible, not who learns best.
 """
 
@@ -64,7 +64,8 @@ def page_text(
         options: Further options of the command that makes this page.
     """
     parts = ["# Leaderboard", INTRODUCTION + f"\nAll columns: {_link('Benchmark', 'benchmark.md', in_docs)}."]
-    parts += [notes] * bool(notes.strip())
+    if notes.strip():
+        parts.append(notes)
     if overall.standings:
         pooled = "Means over the cities, each of which has the same weight; the bootstrap draws seeds within each city."
         parts += ["## All cities", pooled, markdown(overall.standings)]
@@ -170,9 +171,11 @@ def _world(section: Section) -> str:
         + f". Budget: {shown.env_steps:,} steps, {shown.seconds:,g} s."
     ]
     if results := [run.result for run in section.counting if run.result is not None]:
-        told.append(f"Staying put earns {results[0].stay:.3f} nats, the certified bound is {results[0].bound:.3f}.")
-        unsafe = any(result.stay_margin is not None and result.stay_margin < -MARGIN_TOLERANCE for result in results)
-        told += ["**Staying put violates a constraint here: the zero of the scores is unsafe itself.**"] * unsafe
+        gaps = [result.gap for result in results if result.gap is not None]
+        proven = f" (gap of its certificate: {max(gaps):.1g})" if gaps else ""
+        told.append(f"Staying put earns {results[0].stay:.3f} nats, the certified bound is {results[0].bound:.3f}{proven}.")
+        if any(result.stay_margin is not None and result.stay_margin < -MARGIN_TOLERANCE for result in results):
+            told.append("**Staying put violates a constraint here: the zero of the scores is unsafe itself.**")
     if shown.fleet_runs:
         told.append(f"Finite fleets: {shown.fleet_runs} of {shown.taxis:,} taxis per run.")
     return " ".join(told)
@@ -195,8 +198,8 @@ def _machines(sections: Sequence[Section]) -> str:
     if speeds := [start["reference_seconds"] for run in runs for start in run.starts if "reference_seconds" in start]:
         shortest, longest = (1000 * seconds for seconds in (min(speeds), max(speeds)))
         lines.append(
-            f"- A fixed computation took {shortest:.0f} to {longest:.0f} ms as runs started ({len(speeds)} starts): so much do "
-            "their seconds differ in what they are worth"
+            f"- A fixed reference computation took {shortest:.0f} to {longest:.0f} ms when runs started ({len(speeds)} starts): times "
+            "compare no better than that"
         )
     again = sum(len(run.starts) > 1 for run in runs)
     return "\n".join([*lines, *([f"- Started more than once: {again} of {len(runs)} runs"] if again else [])])

@@ -68,6 +68,8 @@ class Result:
             ``violated`` and ``corrected``, see :func:`~baselines.judgement.judge_fleets`; None where none were run.
         stay_margin: Smallest margin of staying put, see :func:`~baselines.judgement.stay_margin`: below 0, a score of 0 is that
             of an unsafe fleet. None in results from before it was recorded, and where the world has no constraint.
+        gap: By how many nats the true optimum may exceed ``bound`` at most, over all steps, by the bound's certificate. None in
+            results from before it was recorded.
     """
 
     score: float
@@ -84,6 +86,7 @@ class Result:
     seconds: float
     fleet: dict[str, float] | None
     stay_margin: float | None = None
+    gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def read_result(folder: Path) -> Result | None:
         return None
     try:
         facts = json.loads(path.read_text())
-        facts = {"stay_margin": None} | facts  # not in older results
+        facts = {"stay_margin": None, "gap": None} | facts  # not in older results
         hints = get_type_hints(Result)
         return Result(**{name: _number(facts[name], hints[name] is float) for name in hints})
     except (ValueError, LookupError, TypeError, AttributeError) as error:

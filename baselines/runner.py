@@ -169,5 +169,6 @@ def _carry_out(algorithm: Algorithm, city: Scenario, plan: Plan, place: torch.de
             seconds=seconds,
             fleet=fleet,
             stay_margin=stay_margin(judge.world),
+            gap=judge.bound.upper - judge.bound.reward,
         ),
     )

@@ -16,12 +16,12 @@ FEWEST = 3
 
 
 def score_mean(scores: Values, axis: int = 0) -> Values:
-    """Interquartile mean of scores, of which those that a run does not have count as 0 and are not cut off.
+    """Interquartile mean of scores, of which those that a run does not have count as 0 and are not cut off below.
 
     The highest quarter of the runs is cut off, and the lowest one as far as it is not made up of runs without a score: NaN. A
     run that loses its score therefore never raises the mean of scores that are not negative, and one failure in five, which
-    an interquartile mean would forgive, costs a quarter of it. Without NaN this is
-    :func:`~safe_m3_agent.figures.seeds.interquartile_mean`.
+    an interquartile mean would forgive, costs a quarter of it. It is never worth more than a score of 0 that is earned, and
+    without NaN this is :func:`~safe_m3_agent.figures.seeds.interquartile_mean`.
 
     Args:
         scores: One entry per run along ``axis``, at least one.
@@ -33,10 +33,12 @@ def score_mean(scores: Values, axis: int = 0) -> Values:
     """
     ordered = np.moveaxis(np.sort(scores, axis), axis, 0)  # NaN goes to the end
     runs, cut = len(ordered), len(ordered) // 4
-    known = (~np.isnan(ordered)).sum(0)
-    lowest = np.maximum(cut - (runs - known), 0)
+    missing = np.isnan(ordered).sum(0)
+    lowest = np.maximum(cut - missing, 0)
+    # Of the highest quarter, how many have a score: zeros that stand for none rank between those above 0 and those below.
+    highest = np.maximum(np.minimum((ordered >= 0).sum(0), cut), cut - missing)
     rank = np.arange(runs).reshape(-1, *[1] * (ordered.ndim - 1))
-    kept = (rank >= lowest) & (rank < known - cut)
+    kept = (rank >= lowest) & (rank < runs - missing - highest)
     return np.asarray(np.where(kept, ordered, 0.0).sum(0) / (runs - cut - lowest), dtype=np.float64)
 
 

@@ -63,11 +63,15 @@ def markdown(standings: Sequence[Standing]) -> str:
 
 def footnotes(standings: Sequence[Standing]) -> list[str]:
     """What has to be said of some rows."""
-    notes = [f"{MIXED} The runs are of more than one commit."] * any(map(_mixed, standings))
-    elsewhere = f"{ELSEWHERE} The runs differ in machine, threads or runs at a time: their seconds do not compare."
-    notes += [elsewhere] * any(map(_elsewhere, standings))
-    notes += [SEVERAL] * (len({machine for one in standings for machine in one.machines.split(BETWEEN)}) > 1)
-    return notes + [NO_INTERVAL] * any(math.isnan(one.score_low) for one in standings)
+    said = {
+        f"{MIXED} The runs are of more than one commit.": any(map(_mixed, standings)),
+        f"{ELSEWHERE} The runs differ in machine, threads or runs at a time: their seconds do not compare.": any(
+            map(_elsewhere, standings)
+        ),
+        SEVERAL: len({machine for one in standings for machine in one.machines.split(BETWEEN)}) > 1,
+        NO_INTERVAL: any(math.isnan(one.score_low) for one in standings),
+    }
+    return [note for note, holds in said.items() if holds]
 
 
 def as_table(standings: Sequence[Standing]) -> Table:

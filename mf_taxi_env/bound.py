@@ -23,8 +23,8 @@ from mf_taxi_env.taxi import TaxiMDP
 if TYPE_CHECKING:
     from types import ModuleType
 
-#: By how many nats per step a return may exceed the certified bound: more than float32 rounds, and than the margins that count
-#: as kept are worth; less than a table shows.
+#: By how many nats per step a return may exceed the certified bound: more than float32 rounds, and, but for constraints that
+#: leave next to nothing, than a margin is worth that counts as kept; less than a table shows.
 RETURN_TOLERANCE = 1e-4
 
 
@@ -66,7 +66,10 @@ class Bound:
 
         Raises:
             BoundExceededError: If it has, by more than rounding (:data:`RETURN_TOLERANCE`).
+            ValueError: If this is the bound of a program with a barrier, whose value is no return.
         """
+        if self.barrier:
+            raise ValueError(f"a return is checked by the bound with barrier=0, this one has barrier={self.barrier!r}")
         if earned > self.upper + len(self.mu) * RETURN_TOLERANCE:
             raise BoundExceededError(
                 f"a policy that keeps the constraints earned {earned:.6f} nats, and none can earn more than {self.upper:.6f}: "
@@ -75,7 +78,8 @@ class Bound:
 
     @property
     def upper(self) -> float:
-        """What no policy that keeps the constraints exceeds, proven: ``reward + T * gap``, in nats."""
+        """What no policy that keeps the constraints exceeds, proven: ``reward + T * gap``, in nats; with a barrier, what the
+        program's value does not exceed."""
         return self.reward + len(self.mu) * self.gap
 
 
@@ -172,6 +176,11 @@ def _optimum(
     if barrier:
         objective += barrier * cp.sum([cp.log(margin) for margin in margins])
     problem = cp.Problem(cp.Maximize(objective), [simplex, *floors])
+    if not problem.is_dcp():
+        raise TypeError(
+            f"there is no certified bound under the constraints {mdp.constraints}: a convex_margin is not concave, as far as "
+            "CVXPY's rules of disciplined convex programming can tell"
+        )
     # CVXPY evaluates the objective, which has no value where the constraints have no interior, and warns of an inaccurate
     # solution, which the certificate judges better.
     with np.errstate(invalid="ignore"), warnings.catch_warnings():

@@ -58,9 +58,13 @@ def finite_number(name: str, value: Any, *, positive: bool = False) -> float:
         >>> finite_number("noise_std", 0.0175, positive=True)
         0.0175
     """
-    if not (is_number(value) and math.isfinite(value) and (value > 0 if positive else value >= 0)):
+    try:
+        number = float(value) if is_number(value) else math.nan
+    except OverflowError:  # an integer beyond all floats
+        number = math.inf
+    if not (math.isfinite(number) and (number > 0 if positive else number >= 0)):
         raise ValueError(f"{name} must be {'a finite number > 0' if positive else 'a finite number >= 0'}, got {value!r}")
-    return float(value)
+    return number
 
 
 def plain_number(value: Any) -> Any:
@@ -100,8 +104,11 @@ def used_device(device: torch.device | str, dtype: torch.dtype = torch.float32) 
 
     Raises:
         ValueError: If there is no such device here, or it has no such numbers.
+        torch.cuda.OutOfMemoryError: If it is full.
     """
     try:
         return torch.zeros(1, dtype=dtype, device=device).device  # computed there, not only asked for
+    except torch.cuda.OutOfMemoryError:  # type: ignore[attr-defined]  # says what is wrong itself, and passes
+        raise
     except (RuntimeError, AssertionError, TypeError) as error:  # torch raises any, depending on how it was built
         raise ValueError(f"device {device!r} is not usable here: {str(error).splitlines()[0]}") from error

@@ -245,6 +245,12 @@ class SmoothedEntropyFloor:
         return -self.fraction * math.log(1.0 / mu.shape[-1] + self.epsilon)
 
 
+def in_nats(constraints: Sequence[Constraint]) -> bool:
+    """Whether margins are entropies in nats: whether there are constraints, and all of them are entropy floors."""
+    floors = EntropyFloor | WeightedEntropyFloor | SmoothedEntropyFloor
+    return bool(constraints) and all(isinstance(one, floors) for one in constraints)
+
+
 def _largest_weighted_entropy(weights: NDArray[np.float64]) -> float:
     """``max -sum w x log x`` over the simplex.
 

@@ -136,7 +136,8 @@ class TaxiMDP(ParticleMDP):
         world = copy.copy(self)
         world._trips = (probabilities,)
         world.own_trips = probabilities
-        world.scenario = replace(self.scenario, trips=sparse.eye_array(size, format="csr"))
+        if self.own_trips is None:  # else that was done before
+            world.scenario = replace(self.scenario, trips=sparse.eye_array(size, format="csr"))
         return world
 
     def trips(self, t: int) -> Tensor | SparseMatrix:

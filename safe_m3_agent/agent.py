@@ -110,7 +110,6 @@ class SafeM3UCRL:
         self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), mdp.initial().new_zeros(0, directions))
         self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
         self._trust = Trust(mdp, config.fleet)
-        self._asked = False  # whether the first policy is safe
 
     @property
     def planner_metrics(self) -> dict[str, float]:
@@ -171,10 +170,17 @@ class SafeM3UCRL:
 
         Returns:
             The history of all episodes so far: the agent's own, which grows with further calls; ``history[:]`` is a copy.
+
+        Raises:
+            ValueError: If ``episodes`` is out of range, or no distribution meets the constraints.
+            FloatingPointError: If a plan or a prediction is no finite number. An episode that fails, whatever by, has not
+                happened: the agent is what it was before.
+            BoundExceededError: If an episode earns more than is possible.
+            ImportError: If the score of a city needs CVXPY (extra ``bounds``) and it is not installed.
         """
         episodes = whole_number("episodes", episodes, least=1)
-        if self.config.constrained and not (self._trust.seen_safe or self._asked):
-            self._asked, name = True, "staying put" if self._stays_first else "first"
+        if self.config.constrained and not self.history:
+            name = "staying put" if self._stays_first else "first"
             self._trust.warn_of_unsafe_start(self._improvement.first, name, certified=self.config.certified)
         hooks = as_callback(callback)
         possible_return(self.mdp)  # constraints that nothing meets are to be known before an episode is spent
@@ -202,6 +208,7 @@ class SafeM3UCRL:
         Raises:
             OSError: If the disk refuses; what was saved before is then intact.
             ValueError: If the folder holds such a run, or one that cannot be read.
+            ImportError: If safetensors is not installed (extra ``agent``).
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
@@ -240,6 +247,7 @@ class SafeM3UCRL:
         Raises:
             FileNotFoundError: If there is no run or no checkpoint.
             ValueError: If a file is not readable, or the world has to be handed in.
+            ImportError: If safetensors (extra ``agent``) or what the model needs is not installed.
         """
         source = Path(folder)
         mdp, config, seed, _ = checkpoint.read_run_files(source, mdp, device)
@@ -252,6 +260,8 @@ class SafeM3UCRL:
             agent = cls(mdp, config, seed=seed, first=first)
             agent.history = History.from_records(facts["history"])
             agent._restore(tensors, facts)
+        except torch.cuda.OutOfMemoryError:  # type: ignore[attr-defined]  # nothing is wrong with the files
+            raise
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"{source / checkpoint.CHECKPOINT_FILE} does not fit its {checkpoint.RUN_FILE}: {error}"

@@ -63,7 +63,7 @@ class HeldOut(NamedTuple):
         Raises:
             FloatingPointError: If a prediction is no number, which is not to pass for one that was left out.
         """
-        if not bool(belief.mean.isfinite().all() and belief.epistemic.isfinite().all()):
+        if not all(bool(part.isfinite().all()) for part in (belief.mean, belief.epistemic, belief.aleatoric)):
             raise FloatingPointError("the model predicts landings that are no numbers")
         residual, noise = space.displacement(belief.mean, landings), belief.aleatoric.clamp_max(noise_std)
         if not space.periodic:

@@ -69,10 +69,10 @@ def train(
         raise ValueError(f"--episodes must be at least 1, got {episodes}")
     used_device(device)
     mdp = world.build(device)
-    agent = _agent(mdp, config, seed, out, resume=resume)
-    print(headline(mdp), end="\n\n")
-    remaining = episodes - len(agent.history)
     try:
+        agent = _agent(mdp, config, seed, out, resume=resume)
+        print(headline(mdp), end="\n\n")
+        remaining = episodes - len(agent.history)
         with RunFolder(out) as run:
             if remaining > 0:
                 _learn(agent, remaining, run)

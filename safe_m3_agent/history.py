@@ -20,11 +20,11 @@ class Episode:
     Attributes:
         episode: Number of the episode, from 0.
         objective: Planner's objective in the learned world; NaN where nothing was planned.
-        reward: Return in the true world, the sum of the world's rewards.
-        min_margin: Smallest margin in the true world, over steps and constraints.
+        reward: Return in the true world, the sum of the world's rewards; in a city in nats.
+        min_margin: Smallest margin in the true world, over steps and constraints; of an entropy floor in nats.
         violations: Steps of the episode at which a constraint was violated in the true world.
-        score: Share of the possible that was reached, see :func:`mf_taxi_env.scoring.episode_score`; NaN after a violation, or
-            where it is not known what is possible.
+        score: Share of the possible that was reached, see :func:`mf_taxi_env.scoring.episode_score`; NaN after a violation by
+            more than rounding, or where it is not known what is possible.
         certified: Whether a new policy was certified and taken into use in this episode.
         worst_margin: Smallest margin that adversaries found for the policy taken into use, or else for the last candidate;
             NaN where there was none.
@@ -36,7 +36,7 @@ class Episode:
             ``Confidence.radius(members)`` epistemic standard deviations of the model's, before it learned from them. A
             diagnostic: the agent does not see it.
         barrier_weight: Weight ``lambda`` of the barrier.
-        seconds: Duration.
+        seconds: Duration, in s.
     """
 
     episode: int

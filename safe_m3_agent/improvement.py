@@ -274,10 +274,11 @@ class SafeImprovement:
         known = self._known_margins(learned, candidate)
         worst = int(known.argmin())
         if not bool(known[worst] >= 0):  # NaN is refused as well
-            if worst:  # it is to be planned against, as one just found would be
-                refuser = self.adversaries[worst - 1 : worst]
-                self.adversaries = torch.cat([self.adversaries[: worst - 1], self.adversaries[worst:], refuser])
-            return Certificate(float(known[worst]), self.adversaries.new_zeros(learned.directions))
+            if not worst:
+                return Certificate(float(known[worst]), self.adversaries.new_zeros(learned.directions))
+            refuser = self.adversaries[worst - 1 : worst]  # to be planned against, as one just found would be
+            self.adversaries = torch.cat([self.adversaries[: worst - 1], self.adversaries[worst:], refuser])
+            return Certificate(float(known[worst]), refuser.squeeze(0))
         screened = self._certifier.screen(learned, candidate, self._last(self.adversaries), generator)
         if not screened.certified:
             self._remember(screened)

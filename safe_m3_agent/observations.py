@@ -68,8 +68,7 @@ def answered(reading: Reading, policy: Policy, mdp: ParticleMDP) -> Tensor:
     """The policy's field ``[..., K, d]`` for every observation, in the distribution after the trips of its step."""
     mu, steps = reading
     fields = mu.new_zeros(*mu.shape, mdp.action_dim)
-    for t in range(mdp.horizon):
+    for t in steps.unique().tolist():
         now = steps == t
-        if bool(now.any()):
-            fields[now] = policy.field(mdp.shift(mu[now], t), t)
+        fields[now] = policy.field(mdp.shift(mu[now], t), t)
     return fields

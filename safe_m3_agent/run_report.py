@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mf_taxi_env import EntropyFloor, ParticleMDP, SmoothedEntropyFloor, TaxiMDP, WeightedEntropyFloor
+from mf_taxi_env import ParticleMDP, TaxiMDP
 from mf_taxi_env.atomic import replacing
 from mf_taxi_env.render import save_figure
+from mf_taxi_env.safety import in_nats
 from mf_taxi_env.scoring import possible_return
 from safe_m3_agent import figures as pictures
 from safe_m3_agent.agent import SafeM3UCRL
@@ -31,12 +32,12 @@ def report(agent: SafeM3UCRL, out: Path) -> str:
     finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in summary.items()}
     with replacing(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(finite, indent=2) + "\n")
-    first = summary["first_certified_episode"]
+    first, unit = summary["first_certified_episode"], " nats" if in_nats(mdp.constraints) else ""
     return _table(
-        ("score", f"{pictures.finite(summary['score'])} of the possible (0 = staying put, 1 = {_one(mdp)})"),
+        ("score", f"{pictures.finite(summary['score'])} of what is possible (0 = staying put, 1 = {_one(mdp)})"),
         ("return", f"{summary['return']:.3f}{' nats' if isinstance(mdp, TaxiMDP) else ''}"),
         ("violations", f"in {history.violations} of {len(history)} executed episodes"),
-        ("smallest margin", f"{summary['smallest_margin']:.4f}{_unit(mdp)}" if mdp.constraints else "nothing to keep"),
+        ("smallest margin", f"{summary['smallest_margin']:.4f}{unit}" if mdp.constraints else "nothing to keep"),
         ("first certificate", "none yet" if first is None else f"episode {first}"),
         ("time", f"{summary['seconds']:.0f} s"),
         ("run", f"{out} ({HISTORY_FILE}, {CHECKPOINT_FILE}, {EVENTS_FOLDER}/ for TensorBoard)"),
@@ -73,12 +74,6 @@ def _summary(history: History, mdp: ParticleMDP) -> dict[str, Any]:
 def _one(world: ParticleMDP) -> str:
     """What scores 1."""
     return "certified bound" if isinstance(world, TaxiMDP) else "analytic control, where nothing has to be kept"
-
-
-def _unit(world: ParticleMDP) -> str:
-    """That of the smallest margin, where all constraints have one."""
-    floors = EntropyFloor | SmoothedEntropyFloor | WeightedEntropyFloor
-    return " nats" if all(isinstance(one, floors) for one in world.constraints) else ""
 
 
 def _table(*rows: tuple[str, str]) -> str:

@@ -102,4 +102,4 @@ def _possible(world: TaxiMDP) -> str:
         bound = certified_bound(world)
     except NoBoundError as error:
         return f"What is possible is not known: {error}"
-    return f"No policy earns more than {bound.upper:.3f} nats in {world.horizon} steps (KL {bound.kl:.4f} per step) and is safe"
+    return f"No safe policy earns more than {bound.upper:.3f} nats in {world.horizon} steps (KL {bound.kl:.4f} per step)"

@@ -78,7 +78,7 @@ def _begin(task: Task, settings: Settings) -> _Run:
         task.mdp,
         settings.num_envs,
         parameterization=settings.parameterization,
-        observe_time=settings.observe_time,
+        observe_time=settings.observe_time or task.mdp.changes,  # where demand or trips change, so does what is best
         reach=settings.reach,
         bootstrap=settings.bootstrap,
     )

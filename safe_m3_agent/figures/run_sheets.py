@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mf_taxi_env import EntropyFloor, ParticleMDP, TaxiMDP
+from mf_taxi_env import ParticleMDP, TaxiMDP
+from mf_taxi_env.safety import in_nats
 from mf_taxi_env.scoring import possible_return, stay_return
 from safe_m3_agent.figures.style import BLUE, GREEN, GREY, ORANGE, RED, clean
 from safe_m3_agent.history import History
@@ -71,8 +72,7 @@ def learning_curve(history: History, mdp: ParticleMDP) -> Figure:
         bottom.plot(episodes[violated], margin[violated], "x", color=RED, markersize=8, label="violation")
     bottom.set_ylim(min(-0.4 * top_of_view, 1.1 * float(known.min())), top_of_view)
     bottom.annotate("unsafe", (0.99, 0.0), xytext=(0, -4), va="top", ha="right", color=RED, **edge)
-    nats = all(isinstance(one, EntropyFloor) for one in mdp.constraints)
-    bottom.set_ylabel("safety margin" + "\n(nats of entropy)" * nats)
+    bottom.set_ylabel("safety margin\n(nats of entropy)" if in_nats(mdp.constraints) else "safety margin")
     bottom.set_xlabel("episode")
     bottom.legend(loc="upper right", frameon=False, fontsize=9)
     for axes in (top, bottom):

@@ -145,22 +145,24 @@ class GaussianProcess(DynamicsModel):
             return
         inputs = self._inputs.of_moves(data).double()
         start, landing = data.positions.mT.double(), data.next_positions.mT.double()
-        sites = self._propagated(self._started(inputs, start, landing), start, landing)
+        inducing = self._inducing(inputs)
+        sites = self._propagated(self._started(inputs, start, landing), start, landing, inducing)
         with torch.enable_grad():
             self._kernel, noise = self._learn_hyperparameters(
                 self._kernel,
                 self._noise,
                 self._prior,
                 self._learned_from(sites),
-                self._inducing(inputs),
+                inducing,
                 steps=self.config.steps,
                 learning_rate=self.config.learning_rate,
                 learn_noise=self.config.learn_noise,
             )
         self._noise = noise.clamp(self.noise_std / NOISE_RANGE, self.noise_std * NOISE_RANGE)
-        sites = self._propagated(sites, start, landing)
+        inducing = self._inducing(inputs)  # of the kernel and the noise as they are now
+        sites = self._propagated(sites, start, landing, inducing)
         self._values, self._variance = sites.values, sites.variance
-        self._functions = self._sampled(sites, self._inducing(inputs))
+        self._functions = self._sampled(sites, inducing)
 
     def _started(self, inputs: Tensor, start: Tensor, landing: Tensor) -> Observations:
         """Sites as they were left, and those of new transitions."""
@@ -169,8 +171,7 @@ class GaussianProcess(DynamicsModel):
         values = torch.cat([self._values, values - start[:, known:]], 1)
         return Observations(inputs, values, torch.cat([self._variance, variance], 1))
 
-    def _propagated(self, sites: Observations, start: Tensor, landing: Tensor) -> Observations:
-        inducing = self._inducing(sites.inputs)
+    def _propagated(self, sites: Observations, start: Tensor, landing: Tensor, inducing: Tensor | None) -> Observations:
         return propagate(self._kernel, sites, start, landing, self._noise.unsqueeze(-1), inducing, SWEEPS)
 
     def _learned_from(self, sites: Observations) -> Observations:

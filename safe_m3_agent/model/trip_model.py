@@ -205,7 +205,7 @@ class TripModel:
             gradient, factor = self._curvature()
             step = torch.cholesky_solve(gradient.unsqueeze(1), factor).squeeze(1)
             if float(gradient @ step) <= 2.0 * TOLERANCE or not self._ascend(step):
-                break
+                return self._mode, factor
         return self._mode, self._curvature()[1]
 
     def _log_evidence(self, factor: Tensor) -> float:

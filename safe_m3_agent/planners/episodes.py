@@ -148,7 +148,7 @@ def gaussian_starts(mdp: HallucinatedMDP, n: int, generator: torch.Generator) ->
     center = own.new_empty(n, 1, mdp.grid.dimension).uniform_(generator=generator)
     std = own.new_empty(n, 1).uniform_(0.1, 0.5, generator=generator)
     cells = mdp.grid.centers(dtype=mdp.dtype, device=mdp.device)
-    gaussian = (-0.5 * (cells - center).square().sum(-1) / std.square()).softmax(-1)
+    gaussian = (-0.5 * mdp.space.displacement(center, cells).square().sum(-1) / std.square()).softmax(-1)
     shares = 0.5 ** torch.arange(8, dtype=mdp.dtype, device=mdp.device)
     mixed = own.unsqueeze(1) + shares.unsqueeze(-1) * (gaussian - own).unsqueeze(1)
     safe = (mdp.margins(mixed) >= 0).all(-1)

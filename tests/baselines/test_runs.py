@@ -513,12 +513,13 @@ def test_numbers_survive_the_files(benchmark_of: Callable[..., Benchmark]) -> No
     ((plan, result),) = run_all(benchmark.plans(cities), cities, "cpu", workers=1, isolated=False)
     assert result is not None and math.isnan(result.score) and result.violations > 0 and result.min_margin < 0
     assert result.stay_margin == result.min_margin
+    assert result.gap is not None and 0 <= result.gap < 0.01, "of the bound that every score goes by"
     facts = json.loads((plan.folder / "result.json").read_text(), parse_constant=pytest.fail)
     assert facts["score"] is None and facts["fleet"] is None
     (row,) = read_run(plan.folder).rows
     assert row.reward == result.reward and row.min_margin == result.min_margin and math.isnan(row.score)
     assert os.listdir(plan.folder / "work") == []
-    del facts["stay_margin"]  # as an earlier version wrote it
+    del facts["stay_margin"], facts["gap"]  # as earlier versions wrote it
     (plan.folder / "result.json").write_text(json.dumps(facts))
     older = read_result(plan.folder)
-    assert older is not None and older.stay_margin is None and older.stay == result.stay
+    assert older is not None and older.stay_margin is older.gap is None and older.stay == result.stay

@@ -29,6 +29,7 @@ from baselines.run_folder import Result, Settings, write_result, write_start
 from baselines.standings import aggregate, standings
 from baselines.statistics import estimate, performance_profile, score_mean
 from baselines.table import markdown
+from mf_taxi_env.bound import BoundExceededError
 from safe_m3_agent.figures.seeds import summary
 
 Make = Callable[..., Path]
@@ -144,6 +145,13 @@ def test_a_violation_never_pays(scores: list[float | None], place: int) -> None:
         assert before == pytest.approx(float(stats.trim_mean(values, 0.25)))
 
 
+@given(st.lists(st.none() | st.floats(-1.0, 1.0, width=32), min_size=1, max_size=12))
+def test_a_zero_for_nothing_is_worth_no_more_than_one_that_is_earned(scores: list[float | None]) -> None:
+    """Whatever the sign of the other scores: who is worse than staying put does not rise by failing more than by stopping."""
+    values = np.array([math.nan if score is None else score for score in scores])
+    assert float(score_mean(values)) <= float(stats.trim_mean(np.nan_to_num(values, nan=0.0), 0.25)) + 1e-9
+
+
 def test_what_has_no_score_is_not_cut_off() -> None:
     """Of five seeds trimming would forgive one for nothing; and a violation in the place of a bad score is no improvement."""
     assert float(score_mean(np.array([math.nan, 0.8, 0.8, 0.8, 0.8]))) == pytest.approx(0.6)
@@ -151,6 +159,8 @@ def test_what_has_no_score_is_not_cut_off() -> None:
     assert float(score_mean(bad)) == pytest.approx(1.9 / 3) and float(score_mean(worse)) == pytest.approx(1.9 / 4)
     eight = np.array([math.nan, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])  # of the lowest two one has a score, and is cut off
     assert float(score_mean(eight)) == pytest.approx((0.0 + 0.2 + 0.3 + 0.4 + 0.5) / 5)
+    below = np.array([math.nan, math.nan, -0.5, -0.5, -0.5])  # one of the zeros is the highest quarter
+    assert float(score_mean(below)) == pytest.approx((0.0 - 3 * 0.5) / 4)
     assert float(score_mean(np.full(5, math.nan))) == 0.0
     found = estimate([[math.nan, 0.8, 0.8, 0.8, 0.8]], scores=True)
     assert found.low < found.mean < found.high and float(found.mean) == pytest.approx(0.6)
@@ -440,14 +450,14 @@ def test_every_start_is_told(make: Make, tmp_path: Path) -> None:
     text = page_text(sections, {one.name: standings(one) for one in sections}, aggregate(sections), {})
     assert "- Commit: abc (2 of 2 runs)\n- Commit: def (1 of 2 runs: 1 of a)" in text
     assert "a CPU, 2 cores" in text and "another CPU, 2 cores" in text and "- Started more than once: 1 of 2 runs" in text
-    assert "A fixed computation" not in text  # of runs before it was recorded
+    assert "reference computation" not in text  # of runs before it was recorded
     for number, seconds in enumerate((0.25, 0.5)):
         starts = [{**START, "reference_seconds": seconds}]
         path = tmp_path / "out" / "town-k5" / "a" / f"seed-{number}" / "run.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "starts": starts}))
     sections = collect([tmp_path / "out"])
     text = page_text(sections, {one.name: standings(one) for one in sections}, aggregate(sections), {})
-    assert "- A fixed computation took 250 to 500 ms as runs started (2 starts): so much do" in text
+    assert "- A fixed reference computation took 250 to 500 ms when runs started (2 starts): times compare no better" in text
 
 
 def test_a_correction_that_is_not_known_has_no_count(make: Make, tmp_path: Path) -> None:
@@ -524,6 +534,27 @@ def test_an_unsafe_zero_is_told(make: Make, tmp_path: Path) -> None:
 
     assert "the zero of the scores is unsafe" in page(-0.01)
     assert "unsafe" not in page(0.01).split("## town-k5")[1] and "unsafe" not in page(None).split("## town-k5")[1]
+
+
+def test_a_result_beyond_the_bound_is_refused(make: Make, tmp_path: Path, run: Callable[..., SimpleNamespace]) -> None:
+    """No table is made of one, whoever wrote it; what the bound's gap allows, and what violates, is another matter."""
+    path = make("a", 0, [row(120, 0.5)]) / "result.json"
+    facts = json.loads(path.read_text())
+
+    def changed(**facts_of: float | None) -> None:
+        path.write_text(json.dumps(facts | facts_of))
+
+    changed(reward=-0.9)  # the bound is -1
+    with pytest.raises(BoundExceededError, match=r"result\.json has a reward of -0\.900000 nats without a violation"):
+        collect([tmp_path / "out"])
+    told = run("table", tmp_path / "out", "--out", tmp_path / "table")
+    assert told.status == 2 and "is possible" in told.err and not (tmp_path / "table").exists()
+    changed(reward=-0.9, violations=3, score=None)
+    assert len(collect([tmp_path / "out"])) == 1
+    changed(reward=-0.9, gap=0.11)
+    sections = collect([tmp_path / "out"])
+    text = page_text(sections, {"town-k5": standings(sections[0])}, aggregate(sections), {})
+    assert "the certified bound is -1.000 (gap of its certificate: 0.1)" in text
 
 
 def test_families_have_colours_of_their_own(make: Make, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from mf_taxi_env.safety import (
     SmoothedEntropyFloor,
     WeightedEntropyFloor,
 )
+from mf_taxi_env.scoring import possible_return
 
 cp = pytest.importorskip("cvxpy")
 
@@ -63,6 +64,17 @@ class NotConvex:
 
     def convex_margin(self, mu: Any) -> Any:
         raise TypeError("keep-away has no convex safe set")
+
+
+@dataclass(frozen=True)
+class Spread(Cap):
+    """Mass in some cells stays above a limit, said by a convex function where a concave one is wanted."""
+
+    def margin(self, mu: Tensor) -> Tensor:
+        return mu[..., list(self.cells)].sum(-1).square() - self.limit**2
+
+    def convex_margin(self, mu: Any) -> Any:
+        return cp.square(cp.sum(mu[list(self.cells)])) - self.limit**2
 
 
 class Stay:
@@ -478,6 +490,25 @@ def test_a_score_beyond_the_bound_raises(make_scenario: Make, monkeypatch: pytes
                 score(bound.mu, mdp)
         else:
             assert score(bound.mu, mdp) > 1.0
+
+
+def test_a_bound_with_a_barrier_checks_no_return(make_scenario: Make) -> None:
+    """The program's value is no return there: its own optimum would seem to exceed it."""
+    mdp = world(make_scenario, 0.9)
+    bound = certified_bound(mdp, 0.1)
+    assert bound.upper < -mdp.horizon * bound.kl, "or there is nothing to protect from"
+    with pytest.raises(ValueError, match=r"barrier=0, this one has barrier=0\.1"):
+        bound.check(-mdp.horizon * bound.kl)
+    certified_bound(mdp).check(-mdp.horizon * bound.kl)
+
+
+@pytest.mark.parametrize("barrier", [0.0, 0.1])
+def test_a_margin_that_is_not_concave_has_no_bound(make_scenario: Make, barrier: float) -> None:
+    """What a user's own constraint says of itself is checked by CVXPY's rules, and refused in this library's words."""
+    mdp = TaxiMDP(make_scenario(5), horizon=4, constraints=[Spread((0, 1), 0.1)])
+    with pytest.raises(TypeError, match=r"no certified bound under .*Spread.* not concave"):
+        certified_bound(mdp, barrier)
+    assert math.isnan(possible_return(mdp)), "the agent learns there nevertheless"
 
 
 @pytest.mark.parametrize("shape", [(25,), (5, 25), (4, 24), (1, 4, 25)])

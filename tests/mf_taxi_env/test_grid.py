@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mf_taxi_env import Grid
-from mf_taxi_env.checks import whole_number
+from mf_taxi_env.checks import finite_number, whole_number
 
 
 @pytest.mark.parametrize("cells", [1, 2, 5, 10, 25])
@@ -104,3 +105,13 @@ def test_what_is_no_whole_number_in_range_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=rf"^cells must be an integer from 1 to 5, got {re.escape(repr(value))}$"):
         whole_number("cells", value, 1, 5)
     assert whole_number("cells", np.uint8(5), 1, 5) == 5
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, 10**400, True, "1", None, 1j])
+def test_a_finite_number_is_asked_for(value: object) -> None:
+    """Also an integer beyond all floats is refused by name; NumPy's numbers are as good as Python's."""
+    with pytest.raises(ValueError, match=r"^beta must be a finite number >= 0, got"):
+        finite_number("beta", value)
+    with pytest.raises(ValueError, match=r"^beta must be a finite number > 0, got 0$"):
+        finite_number("beta", 0, positive=True)
+    assert type(finite_number("beta", np.float32(0.5))) is float and finite_number("beta", 2) == 2.0

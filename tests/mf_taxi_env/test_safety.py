@@ -26,6 +26,7 @@ from mf_taxi_env.safety import (
     RegionCoverage,
     SmoothedEntropyFloor,
     WeightedEntropyFloor,
+    in_nats,
     scatter,
 )
 
@@ -464,6 +465,16 @@ def test_scatter_is_that_of_sampled_fleets(constraint: Any) -> None:
         corner = corner.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(constraint.scatter(corner), corner)
         assert bool(gradient.isfinite().all())
+
+
+def test_margins_in_nats_are_those_of_entropy_floors_alone() -> None:
+    """What pictures and reports write behind a margin; without constraints there is none."""
+    floors = [
+        EntropyFloor(0.5),
+        WeightedEntropyFloor([1, 2, 1, 1, 1, 1, 1, 1, 1], 0.6),
+        SmoothedEntropyFloor(0.6, 0.01, size=9),
+    ]
+    assert in_nats(floors) and not in_nats([]) and not in_nats([*floors, RegionCapacity([0], 0.4, size=9)])
 
 
 def test_a_constraint_without_scatter_is_named() -> None:

@@ -169,7 +169,8 @@ def test_noise_is_not_believed_to_be_more_than_the_worlds() -> None:
 
 def test_a_prediction_that_is_no_number_is_not_left_out() -> None:
     """NaN marks coordinates at an edge; a model that has broken down is not to look like one that was not asked."""
-    for broken in (belief([math.nan], 0.01), belief([0.5], math.nan)):
+    loud = belief([0.5], 0.01)._replace(aleatoric=torch.tensor([[math.nan]], dtype=torch.float64))
+    for broken in (belief([math.nan], 0.01), belief([0.5], math.nan), loud):
         with pytest.raises(FloatingPointError, match="no numbers"):
             HeldOut.of_landings(broken, torch.tensor([[0.5]], dtype=torch.float64), CUBE, 1.0, 0.02)
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mf_taxi_env import EntropyFloor, Scenario, TaxiMDP, load_scenario, score
+from mf_taxi_env import EntropyFloor, Scenario, SwarmMDP, TaxiMDP, load_scenario, score
 from safe_m3_agent import Config, SafeM3UCRL
 from safe_m3_agent.barrier import relaxed_log_barrier
 from safe_m3_agent.hallucination import HallucinatedMDP
@@ -249,6 +249,13 @@ def test_gaussian_starts_are_safe(seed: int, floor: float) -> None:
     assert (world.margins(starts) >= -1e-5).all()
     if floor < 0.9:
         assert float((starts - world.initial()).abs().sum(-1).max()) > 0.01
+
+
+def test_gaussian_starts_on_a_ring_have_no_seam() -> None:
+    """The first and the last cell of a ring are neighbours: no start jumps between them more than elsewhere."""
+    starts = gaussian_starts(known(SwarmMDP(cells=30)), 20, seeded(0))
+    jumps = starts.diff(dim=-1).abs().amax(-1)
+    assert ((starts[:, 0] - starts[:, -1]).abs() <= 1.5 * jumps).all()
 
 
 def test_cosine_modes(world: TaxiMDP) -> None:
