@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mf_taxi_env import MeanFieldMDP, TaxiMDP
+from mf_taxi_env.bound import InfeasibleError, NoBoundError
 from mf_taxi_env.mdp import Field, broken
 from safe_m3_agent import Config
 from safe_m3_agent.certificate import CertificateConfig, Certifier
@@ -122,7 +123,7 @@ def _kept(make: Callable[[float], Policy], barrier: float, world: MeanFieldMDP) 
     """The policy of a weight if it keeps the constraints; None as well where there is no optimum to aim at with that weight."""
     try:
         policy = make(barrier)
-    except ValueError:
+    except (InfeasibleError, NoBoundError):
         return None
     return policy if _keeps(policy, world) else None
 

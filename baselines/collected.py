@@ -80,8 +80,8 @@ def _check_bound(run: RecordedRun) -> None:
     most = result.bound + (result.gap or 0.0) + run.settings.world["horizon"] * RETURN_TOLERANCE
     if result.reward > most:
         raise BoundExceededError(
-            f"{run.folder / RESULT_FILE} has a reward of {result.reward:.6f} nats without a violation, and none above {most:.6f} "
-            "is possible: world, constraint or bound is wrong, or the file is not what the benchmark wrote"
+            f"{run.folder / RESULT_FILE} has a reward of {result.reward:.6f} nats without a violation, and none above "
+            f"{most:.6f} is possible: world, constraint or bound is wrong, or the file is not what the benchmark wrote"
         )
 
 

@@ -198,8 +198,8 @@ def _machines(sections: Sequence[Section]) -> str:
     if speeds := [start["reference_seconds"] for run in runs for start in run.starts if "reference_seconds" in start]:
         shortest, longest = (1000 * seconds for seconds in (min(speeds), max(speeds)))
         lines.append(
-            f"- A fixed reference computation took {shortest:.0f} to {longest:.0f} ms when runs started ({len(speeds)} starts): times "
-            "compare no better than that"
+            f"- A reference computation took {shortest:.0f} to {longest:.0f} ms when runs started ({len(speeds)} starts): "
+            "times compare no better than that"
         )
     again = sum(len(run.starts) > 1 for run in runs)
     return "\n".join([*lines, *([f"- Started more than once: {again} of {len(runs)} runs"] if again else [])])

@@ -32,6 +32,10 @@ class NoBoundError(ValueError):
     """The solver came to no end: what is possible is not known, though something may be."""
 
 
+class InfeasibleError(ValueError):
+    """No distribution meets the constraints; or, with a barrier, none meets them with room to spare."""
+
+
 class BoundExceededError(RuntimeError):
     """A policy that keeps all constraints earned more than any can: world, constraint or bound is wrong, so is every number."""
 
@@ -104,7 +108,9 @@ def certified_bound(mdp: TaxiMDP, barrier: float = 0.0) -> Bound:
         ImportError: If CVXPY is not installed.
         TypeError: If the world is no :class:`~mf_taxi_env.TaxiMDP`, or a constraint's safe set is not convex, or has no convex
             program of moderate size.
-        ValueError: If ``barrier`` is negative, no distribution meets the constraints, or the solver fails.
+        InfeasibleError: If no distribution meets the constraints.
+        NoBoundError: If the solver fails.
+        ValueError: If ``barrier`` is negative; the two above are such errors, too.
     """
     check_city(mdp)
     barrier = finite_number("barrier", barrier)
@@ -159,7 +165,7 @@ def _solve_step(
             ) from error
     value, upper = _certificate(mdp, rho, solution, multipliers, barrier, level)
     if not math.isfinite(upper - value):
-        raise ValueError(f"no distribution meets the constraints {mdp.constraints} with room to spare for a barrier")
+        raise InfeasibleError(f"no distribution meets the constraints {mdp.constraints} with room to spare for a barrier")
     kl = float(kl_divergence(torch.from_numpy(rho), torch.from_numpy(solution)))
     return solution, value, kl, max(0.0, upper - value)
 
@@ -190,7 +196,7 @@ def _optimum(
         raise cp.error.SolverError(f"solver status {problem.status}")
     # "user_limit": out of iterations. How good what it has is, the certificate says.
     if problem.status not in ("optimal", "optimal_inaccurate", "user_limit") or masses.value is None:
-        raise ValueError(f"no distribution meets the constraints {mdp.constraints} (solver status: {problem.status})")
+        raise InfeasibleError(f"no distribution meets the constraints {mdp.constraints} (solver status: {problem.status})")
     solution = np.clip(unit * masses.value, 1e-12, None)
     solution /= solution.sum()
     # Of cells in use all slopes of the Lagrangian are equal. CVXPY's kl_div has that of -KL less one.

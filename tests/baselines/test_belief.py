@@ -12,6 +12,7 @@ from baselines import FluidLP, GreedyTransport, Proportional, RollingLP, Stay
 from baselines.aiming import AimedPolicy
 from baselines.belief import BARRIERS, BelievedMotion, MotionStudy, with_least_barrier
 from mf_taxi_env import CongestedMotion, EntropyFloor, Grid, TaxiMDP, load_scenario
+from mf_taxi_env.bound import InfeasibleError, NoBoundError
 from safe_m3_agent import Config
 from safe_m3_agent.model.ensemble import EnsembleConfig
 
@@ -175,12 +176,17 @@ def test_a_barrier_without_an_optimum_is_passed_over() -> None:
 
     def sometimes(barrier: float) -> Leaning:
         if barrier == BARRIERS[len(BARRIERS) // 2]:
-            raise ValueError("no distribution meets the constraints")
+            raise NoBoundError("the solver finds no bound")
         return Leaning(barrier)
 
     def never(barrier: float) -> Leaning:
-        raise ValueError("no distribution meets the constraints")
+        raise InfeasibleError("no distribution meets the constraints")
+
+    def mistaken(barrier: float) -> Leaning:
+        raise ValueError("a mistake in a policy of one's own")
 
     found = with_least_barrier(sometimes, town(0.6))
     assert found is not None and found.barrier != BARRIERS[len(BARRIERS) // 2]
     assert with_least_barrier(never, town(0.6)) is None
+    with pytest.raises(ValueError, match="a mistake"):  # which is not to pass for a city that cannot be kept safe
+        with_least_barrier(mistaken, town(0.6))

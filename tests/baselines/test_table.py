@@ -457,7 +457,7 @@ def test_every_start_is_told(make: Make, tmp_path: Path) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), "starts": starts}))
     sections = collect([tmp_path / "out"])
     text = page_text(sections, {one.name: standings(one) for one in sections}, aggregate(sections), {})
-    assert "- A fixed reference computation took 250 to 500 ms when runs started (2 starts): times compare no better" in text
+    assert "- A reference computation took 250 to 500 ms when runs started (2 starts): times compare no better" in text
 
 
 def test_a_correction_that_is_not_known_has_no_count(make: Make, tmp_path: Path) -> None:
