@@ -82,11 +82,13 @@ class CurveRecorder:
 
     def _go_on(self, env_steps: int) -> None:
         """Keep of the rows from before a kill what still holds where the first record after it has so many steps."""
-        before = [row for row in self.curve.rows if row.env_steps < env_steps]
-        same = [row.seconds for row in self.curve.rows if row.env_steps == env_steps] if env_steps or self.resumed else []
-        self.curve.keep(len(before) + max(len(same) - 1, 0))
+        anew = env_steps == 0 and not self.resumed
+        reached = [] if anew else [row for row in self.curve.rows if row.env_steps <= env_steps]
+        again = bool(reached) and reached[-1].env_steps == env_steps  # its last row is recorded once more
+        self.curve.keep(len(reached) - again)
         self._before = self.curve.rows[-1].seconds if self.curve.rows else 0.0
-        self._before = max([self._before, *(seconds - self._counted for seconds in same[-1:])])
+        if again:
+            self._before = max(self._before, reached[-1].seconds - self._counted)
 
     def _check(self, env_steps: int, episodes: int, violated: int) -> None:
         if violated > episodes:

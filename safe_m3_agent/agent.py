@@ -17,25 +17,17 @@ from torch import Tensor
 
 from mf_taxi_env import ParticleMDP, TaxiMDP
 from mf_taxi_env.checks import used_device, whole_number
-from mf_taxi_env.safety import scatter
 from mf_taxi_env.scoring import episode_score, possible_return
 from safe_m3_agent import checkpoint
-from safe_m3_agent.calibration import Calibration, HeldOut
 from safe_m3_agent.callbacks import Callback, as_callback, goes_on, training
-from safe_m3_agent.confidence import Confidence
-from safe_m3_agent.config import Config
-from safe_m3_agent.hallucination import HallucinatedMDP
+from safe_m3_agent.config import Config, check_world
 from safe_m3_agent.history import Episode, History
 from safe_m3_agent.improvement import SafeImprovement
-from safe_m3_agent.model.trip_calibration import TripCalibration
-from safe_m3_agent.model.trip_model import make_trip_model
-from safe_m3_agent.motion_model import make_motion_model
+from safe_m3_agent.knowledge import Knowledge
 from safe_m3_agent.observations import answered, read_observation
-from safe_m3_agent.planners.critic import check_critic
 from safe_m3_agent.planners.planner import part_of
 from safe_m3_agent.policy import Policy, copied_into, fingerprint, make_policy
 from safe_m3_agent.representatives import observe
-from safe_m3_agent.transitions import Transitions
 from safe_m3_agent.trust import Trust
 
 #: What :meth:`SafeM3UCRL.learn` calls: a callback, or a function of agent and episode that may return False to stop.
@@ -84,7 +76,7 @@ class SafeM3UCRL:
         if device is not None and used_device(device) != mdp.device:
             raise ValueError(f"device must be the world's, {mdp.device}, got {device!r}; build the world on it")
         self.config = config = config or Config()
-        _check_settings(config, mdp)
+        check_world(config, mdp)
         self.mdp = mdp
         self.seed = whole_number("seed", seed, least=0)
         self.history = History()
@@ -94,21 +86,10 @@ class SafeM3UCRL:
         if first is not None:
             self._policy = copied_into(self._policy, first, "first")
         self._policy.requires_grad_(False)  # in use it does not learn: what it answers is plain numbers
-        self.model = make_motion_model(config, mdp, self._generator)
-        self.calibration = Calibration(
-            members=self.model.members,
-            moves=mdp.horizon * mdp.grid.dimension,
-            per_episode=mdp.horizon * config.representative_agents,
-            delta=config.delta,
-            like=mdp.initial(),
-            dimension=mdp.grid.dimension,
-            sets=2 if config.learn_trips and not self.model.exact else 1,
-        )
-        of_trips = TripCalibration(self.calibration.quantile, config.delta) if self._calibrates else None
-        self.trips = make_trip_model(config.trips, mdp, self._generator, of_trips) if config.learn_trips else None
-        directions = self.model.members + (0 if self.trips is None else self.trips.members)
-        self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), mdp.initial().new_zeros(0, directions))
-        self._transitions = Transitions.empty(mdp.initial(), mdp.grid.dimension)
+        self.knowledge = Knowledge(config, mdp, self._generator)
+        self.model, self.trips, self.calibration = self.knowledge.model, self.knowledge.trips, self.knowledge.calibration
+        none = mdp.initial().new_zeros(0, self.knowledge.directions)
+        self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), none)
         self._trust = Trust(mdp, config.fleet)
 
     @property
@@ -119,9 +100,10 @@ class SafeM3UCRL:
     @property
     def trip_metrics(self) -> dict[str, float]:
         """What is known of the trips, see :meth:`TripModel.metrics`, and the half-width that is gone by; none where given."""
-        if self.trips is None:
+        confidence = self.knowledge.trip_confidence(self._trust.factor)
+        if self.trips is None or confidence is None:
             return {}
-        return {**self.trips.metrics(typing.cast("TaxiMDP", self.mdp)), "beta": self._confidence(self.trips.beta).width}
+        return {**self.trips.metrics(typing.cast("TaxiMDP", self.mdp)), "beta": confidence.width}
 
     # -- use --------------------------------------------------------------------------------------------------------------
 
@@ -287,18 +269,15 @@ class SafeM3UCRL:
     def _executed(self) -> Episode:
         """Improve, execute, observe, learn; and what there is to say of it."""
         start = time.perf_counter()
-        calibrated = self._calibrates and not self.model.exact
-        tau = self.calibration.tau if calibrated else 1.0
-        confidence = self._confidence(self.config.beta, tau, calibrated=calibrated)
-        of_trips = None if self.trips is None else self._confidence(self.trips.beta)
-        learned = HallucinatedMDP(self.mdp, self.model, confidence, self.trips, of_trips)
+        confidence, tau = self.knowledge.confidence(self._trust.factor), self.knowledge.tau
+        learned = self.knowledge.world(self._trust.factor)
         planned = learned.with_lemma2(self.config.lipschitz) if self.config.tightening == "lemma2" else learned
         planned = planned.for_fleet(self.config.fleet) if self.config.fleet else planned
         decision = self._improvement.improve(
             planned,
             self._policy,
             self._generator,
-            transitions=self._transitions.size,
+            transitions=self.knowledge.transitions.size,
             seen_unsafe=len(self.history) > 0 and not self._trust.seen_safe,
         )
         before, self._policy = self._policy, decision.policy.requires_grad_(False)
@@ -307,11 +286,7 @@ class SafeM3UCRL:
             executed = self.mdp.rollout(self._policy)
             radius = confidence.radius(self.model.members)
             seen = observe(executed, self.mdp, self.model, self._policy, self.config, self._generator, radius=radius, tau=tau)
-        self._transitions = self._transitions.join(seen.transitions)
-        self.calibration.add(seen.held_out)
-        self.model.fit(self._transitions, self._generator)
-        if self.trips is not None:
-            self.trips.fit(seen.trips)
+        self.knowledge.learn(seen)
         refuted = self._trust.refuted
         if self._trust.withdraws(executed, taken=decision.taken):
             self._policy = before
@@ -334,27 +309,13 @@ class SafeM3UCRL:
             seconds=time.perf_counter() - start,
         )
 
-    def _confidence(self, beta: float, tau: float = 1.0, *, calibrated: bool = False) -> Confidence:
-        """A confidence set of half-width ``beta`` at least; once a certificate was refuted its level is asked for, too."""
-        asked = calibrated or self._trust.refuted > 0
-        return Confidence(beta, self.calibration.quantile if asked else 0.0, tau, self._trust.factor)
-
-    @property
-    def _calibrates(self) -> bool:
-        """Whether what is doubted is calibrated: where something is certified."""
-        config = self.config
-        return config.calibrate and config.constrained and config.certified and bool(self.mdp.constraints)
-
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that an episode changes but the history: tensors, which the next episode does not touch, and JSON-able facts."""
         tensors, facts = self._improvement.state()
         tensors |= {
             "generator": self._generator.get_state(),
             **{f"policy.{name}": value for name, value in self._policy.state_dict().items()},
-            **{f"model.{name}": value for name, value in self.model.state().items()},
-            **{f"trips.{name}": value for name, value in (self.trips.state() if self.trips is not None else {}).items()},
-            **{f"transitions.{name}": value for name, value in self._transitions._asdict().items()},
-            **{f"held_out.{name}": value for name, value in self.calibration.held_out._asdict().items()},
+            **self.knowledge.state(),
         }
         return tensors, {"device": self.mdp.device.type, **self._trust.state(), **facts}
 
@@ -362,11 +323,7 @@ class SafeM3UCRL:
         """Take over what :meth:`_state` gave."""
         self._policy.load_state_dict(part_of(tensors, "policy."))
         self._improvement.load_state(tensors, facts)
-        self.model.load_state(part_of(tensors, "model."))
-        if self.trips is not None:
-            self.trips.load_state(part_of(tensors, "trips."))
-        self._transitions = Transitions(**part_of(tensors, "transitions."))
-        self.calibration.held_out = HeldOut(**part_of(tensors, "held_out."))
+        self.knowledge.load_state(tensors)
         self._trust.load_state(facts)
         self._restore_generator(tensors["generator"].cpu(), facts["device"])
 
@@ -375,23 +332,6 @@ class SafeM3UCRL:
             self._generator.set_state(state)
         else:  # a generator's state means nothing on a device of another type
             self._generator.manual_seed(self.seed + len(self.history))
-
-
-def _check_settings(config: Config, mdp: ParticleMDP) -> None:
-    """What can be said of settings in a world is said before an episode is spent."""
-    current = isinstance(mdp, TaxiMDP) and mdp.reward_timing == "current"
-    if mdp.horizon == 1 and current and not (config.constrained and mdp.constraints):
-        raise ValueError(
-            "with horizon=1, reward_timing='current' and no constraint to keep nothing depends on a policy: build the world "
-            "with reward_timing='next'"
-        )
-    if config.planner == "ddpg":
-        check_critic(config.ddpg.critic, mdp.grid)
-    if config.fleet:
-        try:
-            scatter(mdp.constraints, mdp.initial())
-        except ValueError as error:
-            raise ValueError(f"fleet must be 0 in this world, got {config.fleet}: {error}") from error
 
 
 def _progress_bar(total: int, *, shown: bool) -> Any:

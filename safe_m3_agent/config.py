@@ -6,13 +6,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from mf_taxi_env import ParticleMDP, TaxiMDP
 from mf_taxi_env.checks import finite_number, is_number, plain_numbers, whole_number
+from mf_taxi_env.safety import scatter
 from safe_m3_agent.barrier import BarrierConfig
 from safe_m3_agent.certificate import CertificateConfig
 from safe_m3_agent.model.ensemble import EnsembleConfig
 from safe_m3_agent.model.gaussian_process import GPConfig
 from safe_m3_agent.model.trip_model import TripConfig
 from safe_m3_agent.planners.bptt import BPTTConfig
+from safe_m3_agent.planners.critic import check_critic
 from safe_m3_agent.planners.ddpg_config import DDPGConfig
 from safe_m3_agent.policy import PolicyConfig
 from safe_m3_agent.tightening import LipschitzConfig
@@ -120,3 +123,24 @@ class Config:
         finite_number("growth", self.growth)
         if not (is_number(self.anew) and (self.anew == 0 or 1 < self.anew < math.inf)):
             raise ValueError(f"anew must be a finite number > 1, or 0 for never, got {self.anew!r}")
+
+
+def check_world(config: Config, mdp: ParticleMDP) -> None:
+    """Make sure that settings can be used in a world, before an episode is spent.
+
+    Raises:
+        ValueError: If they ask for what the world does not have.
+    """
+    current = isinstance(mdp, TaxiMDP) and mdp.reward_timing == "current"
+    if mdp.horizon == 1 and current and not (config.constrained and mdp.constraints):
+        raise ValueError(
+            "with horizon=1, reward_timing='current' and no constraint to keep nothing depends on a policy: build the world "
+            "with reward_timing='next'"
+        )
+    if config.planner == "ddpg":
+        check_critic(config.ddpg.critic, mdp.grid)
+    if config.fleet:
+        try:
+            scatter(mdp.constraints, mdp.initial())
+        except ValueError as error:
+            raise ValueError(f"fleet must be 0 in this world, got {config.fleet}: {error}") from error

@@ -25,13 +25,14 @@ def test_every_section_is_an_algorithm_of_the_benchmark() -> None:
 
 
 def test_what_is_promised_is_there() -> None:
-    """Five algorithms; TD3 and SAC on cells and on nodes, the others on few nodes; one at least with a Lagrangian."""
+    """Five algorithms, each with a fixed and with a controlled price; TD3 and SAC on cells and nodes, others on few nodes."""
     assert {one.algorithm for one in SECTIONS.values()} == ARGUMENTS.keys()
     for algorithm in ("TD3", "SAC"):
         assert {one.parameterization for one in SECTIONS.values() if one.algorithm == algorithm} >= {"cells", "bilinear:8"}
     for algorithm in ("PPO", "A2C", "DDPG"):
         assert all(one.parameterization.startswith("bilinear:") for one in SECTIONS.values() if one.algorithm == algorithm)
-    assert "sb3-ppo-lagrangian" in [name for name, one in SECTIONS.items() if one.lagrangian]
+    for controlled in (False, True):
+        assert {one.algorithm for one in SECTIONS.values() if bool(one.lagrangian) == controlled} == set(ARGUMENTS)
 
 
 def test_every_section_names_its_source() -> None:

@@ -124,6 +124,10 @@ def test_ends_with_the_recorder_and_with_the_budget(tmp_path: Path) -> None:
     refused.task.folder.mkdir()
     training.train(refused.task, refused, small("sb3-td3"))
     assert len(refused.rows) == 1
+    ended = Curve(task(tmp_path / "all", 96))
+    ended.task.folder.mkdir()
+    training.train(ended.task, ended, small("sb3-td3"))
+    assert ended.rows[-1][0] == 96
 
 
 def test_records_by_seconds_where_they_pass_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

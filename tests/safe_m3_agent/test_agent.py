@@ -244,7 +244,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     third = SafeM3UCRL.load(second.save(tmp_path))
     assert third.learn(1) == whole.history
     assert all(torch.equal(a, b) for a, b in zip(parameters(third), parameters(whole), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(third._transitions, whole._transitions, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(third.knowledge.transitions, whole.knowledge.transitions, strict=True))
     assert (third.trips is not None) == (whole.trips is not None) == config.learn_trips
     if third.trips is not None and whole.trips is not None:
         assert whole.trips.trips.size > 0

@@ -200,7 +200,7 @@ def test_the_agent_records_and_uses_the_width(world: TaxiMDP, tiny: Config) -> N
     agent = SafeM3UCRL(world, replace(tiny, beta=0.01))
     history = agent.learn(2)
     assert history[0].beta == agent.calibration.quantile and history[1].beta >= history[0].beta
-    assert len(agent.calibration.held_out.residual) == agent._transitions.size
+    assert len(agent.calibration.held_out.residual) == agent.knowledge.transitions.size
     for same in (replace(tiny, beta=0.01, calibrate=False), replace(tiny, beta=0.01, constrained=False)):
         assert SafeM3UCRL(world, same).learn(1).column("beta") == [0.01]
     assert SafeM3UCRL(world, replace(tiny, beta=1.0, model="known")).learn(1).column("beta") == [1.0]

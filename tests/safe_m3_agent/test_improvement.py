@@ -404,7 +404,8 @@ def test_a_planner_that_diverges_is_reported(world: TaxiMDP, tiny: Config, monke
     history, improvement = list(agent.history), agent._improvement
     improvement.weight = 0.1
     before = improvement.planned_at, improvement.anew_at, improvement.adversaries.clone()
-    assert agent._transitions.size >= agent.config.anew * improvement.anew_at > 0  # the plan that fails is one that starts anew
+    seen = agent.knowledge.transitions.size
+    assert seen >= agent.config.anew * improvement.anew_at > 0, "the plan that fails is one that starts anew"
     with monkeypatch.context() as patch:
         planned(patch, torch.tensor(math.nan), objective=math.nan)
         with pytest.raises(FloatingPointError, match=r"objective is nan.*learning_rate.*barrier.final"):

@@ -24,7 +24,7 @@ def test_moves_are_of_the_true_motion(make_world: Callable[..., TaxiMDP], tiny: 
     world = make_world(motion=motion, noise_std=0.02, horizon=6)
     agent = SafeM3UCRL(world, replace(tiny, exploration=exploration, representative_agents=100))
     agent.learn(1)
-    data = agent._transitions
+    data = agent.knowledge.transitions
     assert data.size == 600
     goals = torch.cat(
         [
@@ -104,7 +104,7 @@ def test_exploration_by_the_policy(world: TaxiMDP, tiny: Config) -> None:
     agent = SafeM3UCRL(world, replace(tiny, exploration="policy"))
     history = agent.learn(2)
     assert history.violations == 0
-    assert not agent._transitions.actions[: 4 * world.horizon].any()
+    assert not agent.knowledge.transitions.actions[: 4 * world.horizon].any()
 
 
 def test_free_exploration_looks_where_the_model_is_unsure(world: TaxiMDP) -> None:

@@ -264,7 +264,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny: Config, tmp_path: Path, va
     assert second.learn(2) == whole.history
     pairs = zip(second.policy.parameters(), whole.policy.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert all(torch.equal(a, b) for a, b in zip(second._transitions, whole._transitions, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(second.knowledge.transitions, whole.knowledge.transitions, strict=True))
 
 
 @pytest.mark.parametrize(
