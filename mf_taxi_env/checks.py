@@ -107,7 +107,7 @@ def used_device(device: torch.device | str, dtype: torch.dtype = torch.float32) 
     """
     try:
         return torch.zeros(1, dtype=dtype, device=device).device  # computed there, not only asked for
-    except torch.cuda.OutOfMemoryError:  # type: ignore[attr-defined]  # a device that is there, and full
+    except torch.cuda.OutOfMemoryError:  # a device that is there, and full
         raise
     except (RuntimeError, AssertionError, TypeError) as error:  # torch raises any, depending on how it was built
         raise ValueError(f"device {device!r} is not usable here: {str(error).splitlines()[0]}") from error

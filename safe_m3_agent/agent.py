@@ -242,7 +242,7 @@ class SafeM3UCRL:
             agent = cls(mdp, config, seed=seed, first=first)
             agent.history = History.from_records(facts["history"])
             agent._restore(tensors, facts)
-        except torch.cuda.OutOfMemoryError:  # type: ignore[attr-defined]  # nothing is wrong with the files
+        except torch.cuda.OutOfMemoryError:  # nothing is wrong with the files
             raise
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
