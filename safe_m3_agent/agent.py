@@ -287,10 +287,10 @@ class SafeM3UCRL:
             radius = confidence.radius(self.model.members)
             seen = observe(executed, self.mdp, self.model, self._policy, self.config, self._generator, radius=radius, tau=tau)
         self.knowledge.learn(seen)
-        refuted = self._trust.refuted
-        if self._trust.withdraws(executed, taken=decision.taken):
+        verdict = self._trust.judge(executed, taken=decision.taken)
+        if verdict.withdrawn:
             self._policy = before
-        if self._trust.refuted > refuted:
+        if verdict.refuted:
             self._improvement.start_over()
         return Episode(
             episode=len(self.history),

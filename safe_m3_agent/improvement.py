@@ -107,7 +107,10 @@ class SafeImprovement:
             decision = self._uncertified(learned, policy, generator)
         else:
             promised = -math.inf if at_once else _predicted_return(learned, policy)
-            decision = self._constrained(learned, policy, promised, generator, anew=self._is_due(learned, transitions))
+            anew = self._is_due(learned, transitions)
+            if anew:
+                self.anew_at = transitions
+            decision = self._constrained(learned, policy, promised, generator, anew=anew)
         self.planned_at = transitions
         return decision
 
@@ -144,10 +147,7 @@ class SafeImprovement:
     def _is_due(self, learned: HallucinatedMDP, transitions: int) -> bool:
         """Whether to start anew."""
         never = learned.exact or not learned.constraints or not self.planner.forgets or not self.config.anew
-        if never or transitions < self.config.anew * self.anew_at:
-            return False
-        self.anew_at = transitions
-        return True
+        return not never and transitions >= self.config.anew * self.anew_at
 
     def _uncertified(self, learned: HallucinatedMDP, policy: Policy, generator: torch.Generator) -> Decision:
         """Whatever the planner comes up with: M3-UCRL, and, with a barrier, Safe-M3-UCRL as published."""

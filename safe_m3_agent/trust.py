@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from mf_taxi_env import MeanFieldMDP, Trajectory
 from safe_m3_agent.hallucination import fleet_reserve
 from safe_m3_agent.policy import Policy
+
+
+class Verdict(NamedTuple):
+    """What an episode says of its policy."""
+
+    refuted: bool  #: it had a certificate, and violates
+    withdrawn: bool  #: it must give way to the one before
 
 
 class Trust:
@@ -40,8 +47,8 @@ class Trust:
         """By how much refuted certificates have widened confidence sets: twice as wide for each."""
         return 2.0**self.refuted
 
-    def withdraws(self, executed: Trajectory, *, taken: bool) -> bool:
-        """Whether the policy of an episode must give way to the one before.
+    def judge(self, executed: Trajectory, *, taken: bool) -> Verdict:
+        """Judge the policy of an episode, and remember what came of it.
 
         Args:
             executed: The episode in the true mean field.
@@ -51,9 +58,9 @@ class Trust:
         safe = self._last >= 0
         if taken and not safe:
             self.refuted += 1
-            return self.seen_safe  # what was not safe before either is nothing to go back to
+            return Verdict(refuted=True, withdrawn=self.seen_safe)  # what was not safe before either is nothing to go back to
         self.seen_safe = safe
-        return False
+        return Verdict(refuted=False, withdrawn=False)
 
     def margin(self, executed: Trajectory) -> float:
         """The smallest margin of an episode of the true mean field, as certificates promise it; infinite without any."""

@@ -108,10 +108,10 @@ def test_what_was_safe_before_is_gone_back_to(world: TaxiMDP) -> None:
     """A refuted certificate is withdrawn for a policy that was seen safe, and for no other."""
     safe, unsafe = (Trajectory(*[torch.zeros(0)] * 2, torch.tensor([[margin]]), torch.zeros(0)) for margin in (0.1, -0.1))
     trust = Trust(world)
-    assert not trust.withdraws(unsafe, taken=False) and not trust.seen_safe
-    assert not trust.withdraws(unsafe, taken=True) and not trust.seen_safe and trust.refuted == 1
-    assert not trust.withdraws(safe, taken=True) and trust.seen_safe
-    assert trust.withdraws(unsafe, taken=True) and trust.seen_safe and trust.refuted == 2
+    assert trust.judge(unsafe, taken=False) == (False, False) and not trust.seen_safe
+    assert trust.judge(unsafe, taken=True) == (True, False) and not trust.seen_safe and trust.refuted == 1
+    assert trust.judge(safe, taken=True) == (False, False) and trust.seen_safe
+    assert trust.judge(unsafe, taken=True) == (True, True) and trust.seen_safe and trust.refuted == 2
 
 
 def test_a_certificate_for_a_fleet_is_judged_as_one(world: TaxiMDP, tiny: Config, misled: list[bool]) -> None:
