@@ -250,6 +250,10 @@ class ParticleMDP(MeanFieldMDP):
         world.motion = motion
         return world
 
+    def initial(self, batch: Sequence[int] = ()) -> Tensor:
+        """Initial distributions ``[*batch, K]``: uniform, of the largest entropy, unless a world says otherwise."""
+        return torch.full((*batch, self.grid.size), 1.0 / self.grid.size, dtype=self.dtype, device=self.device)
+
     def move(self, mu: Tensor, actions: Tensor, t: int = 0) -> Move:
         destinations = self.motion(self.centers, mu, actions)
         return Move(self.noise.push_forward(mu, destinations), mu.new_zeros(mu.shape[:-1]))

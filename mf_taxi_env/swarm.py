@@ -88,10 +88,6 @@ class SwarmMDP(ParticleMDP):
         self._ergodic = (2.0 * angle.sin()).softmax(-1)
         self._optimal_actions = (2.0 * math.pi / self.max_speed * angle.cos()).clamp(-1.0, 1.0).unsqueeze(-1)
 
-    def initial(self, batch: Sequence[int] = ()) -> Tensor:
-        """Uniform distributions ``[*batch, K]``."""
-        return torch.full((*batch, self.grid.size), 1.0 / self.grid.size, dtype=self.dtype, device=self.device)
-
     def reward(self, mu: Tensor, actions: Tensor, next_mu: Tensor, t: int = 0) -> Tensor:
         """Mean of ``r`` over the swarm that acts, ``[...]``; ``next_mu`` does not enter."""
         earned = self._attraction - 0.5 * (self.max_speed * actions[..., 0]).square()

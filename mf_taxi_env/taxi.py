@@ -158,10 +158,6 @@ class TaxiMDP(ParticleMDP):
         known = self._log_demand[row] if target is self._demand[row] else None  # a subclass may want something else
         return kl_divergence(target, mu, log_mu, known)
 
-    def initial(self, batch: Sequence[int] = ()) -> Tensor:
-        """Uniform distributions ``[*batch, K]``: the largest entropy, hence safe."""
-        return torch.full((*batch, self.grid.size), 1.0 / self.grid.size, dtype=self.dtype, device=self.device)
-
     def shift(self, mu: Tensor, t: int = 0) -> Tensor:
         """Passenger trips: ``min(mu, rho) Phi + (mu - min(mu, rho))``, ``[..., K]``."""
         # mu - idle = min(mu, rho) is mu * min(1, rho / mu) without the quotient, whose gradient is NaN at an empty cell.
