@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from baselines.algorithm import Budget, algorithms
 from mf_taxi_env.bound import BoundExceededError
 from mf_taxi_env.checks import whole_number
@@ -171,6 +173,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     app.command(name="list")(list_algorithms)
     try:
         app.cli(prog="python -m baselines", description="The benchmark: algorithms side by side.", args=arguments)
-    except (ValueError, OSError, ImportError, BoundExceededError) as error:
+    except (ValueError, OSError, ImportError, BoundExceededError, torch.cuda.OutOfMemoryError) as error:
         print(f"baselines: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -37,6 +37,7 @@ def make_leaderboard(
 
     Raises:
         ValueError: If there are no runs or formats, a file is not readable, or runs do not go together.
+        BoundExceededError: If a final policy that keeps the constraints earned more than is possible.
         OSError: If a file cannot be written, or the notes cannot be read.
     """
     if not formats:

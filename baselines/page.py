@@ -21,9 +21,9 @@ classical oracles. What is under way when the budget ends is carried to its end;
 steps or seconds that way are marked *over budget*. The final policy is judged in the true mean field and with finite fleets.
 
 - **score**: the normalised return (0 = staying put, 1 = certified bound) as the interquartile mean over seeds, with its 95 %
-  bootstrap interval; of three or four seeds that is simply their range. A final policy that violates a constraint counts as
-  0, the score of staying put, and so does a run that failed; such zeros are not trimmed away. *Violate at the end* counts
-  violating final policies, and *score of the others* is the mean over the rest.
+  bootstrap interval; in one city, of three or four seeds, that is simply their range. A final policy that violates a
+  constraint counts as 0, the score of staying put, and so does a run that failed; such zeros are not cut off with the lowest
+  quarter. *Violate at the end* counts violating final policies, and *score of the others* is the mean over the rest.
 - **best safe record**: the score if each run kept the best safe policy that it recorded (0 where all violate), as is common
   practice. It takes evaluations in the true mean field, in which rejected policies may violate, and it favours algorithms
   that record often.
@@ -172,7 +172,7 @@ def _world(section: Section) -> str:
     ]
     if results := [run.result for run in section.counting if run.result is not None]:
         gaps = [result.gap for result in results if result.gap is not None]
-        proven = f" (gap of its certificate: {max(gaps):.1g})" if gaps else ""
+        proven = f" (gap of its certificate: {max(gaps):.1g} nats)" if gaps else ""
         told.append(f"Staying put earns {results[0].stay:.3f} nats, the certified bound is {results[0].bound:.3f}{proven}.")
         if any(result.stay_margin is not None and result.stay_margin < -MARGIN_TOLERANCE for result in results):
             told.append("**Staying put violates a constraint here: the zero of the scores is unsafe itself.**")

@@ -44,7 +44,7 @@ class Standing:
         machines: What they ran on, each as :func:`told_machine` tells it, ascending, with :data:`BETWEEN` between.
         over_budget: Runs that used more than 1.2 times their budget, of steps or of seconds.
         score: Mean final score, of which a policy that violates has none and counts as 0, as does a run that failed; they are
-            not among what is cut off, see :func:`~baselines.statistics.score_mean`.
+            not cut off with the lowest quarter, see :func:`~baselines.statistics.score_mean`.
         score_low: Lower end of its 95 % interval; NaN where a scenario has fewer than three runs.
         score_high: Upper end.
         violated_at_end: Runs whose final policy violates.

@@ -103,7 +103,7 @@ def used_device(device: torch.device | str, dtype: torch.dtype = torch.float32) 
         dtype: What it has to compute with.
 
     Raises:
-        ValueError: If there is no such device here, or it has no such numbers.
+        ValueError: If there is no such device here, or it has no such numbers. One that is full raises torch's own error.
     """
     try:
         return torch.zeros(1, dtype=dtype, device=device).device  # computed there, not only asked for

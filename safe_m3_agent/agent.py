@@ -269,8 +269,8 @@ class SafeM3UCRL:
     def _executed(self) -> Episode:
         """Improve, execute, observe, learn; and what there is to say of it."""
         start = time.perf_counter()
-        confidence, tau = self.knowledge.confidence(self._trust.factor), self.knowledge.tau
-        learned = self.knowledge.world(self._trust.factor)
+        confidence = self.knowledge.confidence(self._trust.factor)
+        learned = self.knowledge.world(confidence)
         planned = learned.with_lemma2(self.config.lipschitz) if self.config.tightening == "lemma2" else learned
         planned = planned.for_fleet(self.config.fleet) if self.config.fleet else planned
         decision = self._improvement.improve(
@@ -284,7 +284,7 @@ class SafeM3UCRL:
         with torch.no_grad():
             epistemic = learned.rollout(self._policy).uncertainty.mean()
             executed = self.mdp.rollout(self._policy)
-            radius = confidence.radius(self.model.members)
+            radius, tau = confidence.radius(self.model.members), confidence.tau
             seen = observe(executed, self.mdp, self.model, self._policy, self.config, self._generator, radius=radius, tau=tau)
         self.knowledge.learn(seen)
         verdict = self._trust.judge(executed, taken=decision.taken)

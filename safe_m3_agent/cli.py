@@ -240,7 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             description="Safe-M3-UCRL: learn to reposition a fleet while it stays spread out over the city.",
             args=arguments,
         )
-    except (ValueError, OSError, ImportError, EpisodeFailedError, BoundExceededError, JobsError) as error:
+    except (
+        ValueError, OSError, ImportError, EpisodeFailedError, BoundExceededError, JobsError, torch.cuda.OutOfMemoryError
+    ) as error:  # fmt: skip
         print(f"safe-m3: error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -23,7 +23,7 @@ class Knowledge:
 
     Args:
         config: Settings of the agent.
-        mdp: The true world, see :func:`~safe_m3_agent.motion_model.make_motion_model` for what a model is told of it.
+        mdp: The true world, of which a model of motion is told what ``make_motion_model`` says.
         generator: Source of what is drawn here, now and when models are fitted.
 
     Attributes:
@@ -60,11 +60,6 @@ class Knowledge:
         """Numbers that tell a plausible world from others: members of the model of motion, and of that of trips."""
         return self.model.members + (0 if self.trips is None else self.trips.members)
 
-    @property
-    def tau(self) -> float:
-        """Factor by which epistemic standard deviations of the motion are too small, as far as is known."""
-        return self.calibration.tau if self._calibrates and not self.model.exact else 1.0
-
     def confidence(self, factor: float) -> Confidence:
         """How far the motion may be from the model's.
 
@@ -72,8 +67,9 @@ class Knowledge:
             factor: By which refuted certificates have widened all sets, at least 1. Once there is one, what the level asks
                 for is asked for, too, calibrated or not.
         """
-        asked = factor > 1.0 or (self._calibrates and not self.model.exact)
-        return Confidence(self._config.beta, self.calibration.quantile if asked else 0.0, self.tau, factor)
+        calibrated = self._calibrates and not self.model.exact
+        quantile = self.calibration.quantile if calibrated or factor > 1.0 else 0.0
+        return Confidence(self._config.beta, quantile, self.calibration.tau if calibrated else 1.0, factor)
 
     def trip_confidence(self, factor: float) -> Confidence | None:
         """The same of learned trips; None where they are given. Their model has the calibrated factor in it."""
@@ -81,13 +77,14 @@ class Knowledge:
             return None
         return Confidence(self.trips.beta, self.calibration.quantile if factor > 1.0 else 0.0, factor=factor)
 
-    def world(self, factor: float) -> HallucinatedMDP:
-        """The learned world, for planning and certificates; later learning does change it.
+    def world(self, confidence: Confidence) -> HallucinatedMDP:
+        """The learned world, for planning and certificates. It holds the models themselves, so later learning changes it.
 
         Args:
-            factor: As for :meth:`confidence`.
+            confidence: In the model of motion, see :meth:`confidence`; refuted certificates widen the set of learned trips as
+                they do this one.
         """
-        return HallucinatedMDP(self._mdp, self.model, self.confidence(factor), self.trips, self.trip_confidence(factor))
+        return HallucinatedMDP(self._mdp, self.model, confidence, self.trips, self.trip_confidence(confidence.factor))
 
     def learn(self, seen: Observed) -> None:
         """Learn from an episode of representative taxis."""

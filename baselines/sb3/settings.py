@@ -66,7 +66,7 @@ class Settings:
         algorithm: The class of SB3.
         parameterization: What an action means, see :func:`mf_taxi_env.parameterization.make_parameterization`.
         reach: What the action 1 stands for, in (0, 1], in sides of the city.
-        observe_time: Whether the policy knows the step.
+        observe_time: Whether the policy knows the step where nothing changes; where demand or trips do, it always does.
         bootstrap: Whether the value of the last distribution is added to the last reward; ``False`` needs ``observe_time``.
         num_envs: Episodes at once, at least 1.
         penalty: Price of a nat of cost, at least 0; with a Lagrangian the first price.

@@ -554,7 +554,7 @@ def test_a_result_beyond_the_bound_is_refused(make: Make, tmp_path: Path, run: C
     changed(reward=-0.9, gap=0.11)
     sections = collect([tmp_path / "out"])
     text = page_text(sections, {"town-k5": standings(sections[0])}, aggregate(sections), {})
-    assert "the certified bound is -1.000 (gap of its certificate: 0.1)" in text
+    assert "the certified bound is -1.000 (gap of its certificate: 0.1 nats)" in text
 
 
 def test_families_have_colours_of_their_own(make: Make, tmp_path: Path) -> None:
