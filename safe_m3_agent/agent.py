@@ -91,6 +91,7 @@ class SafeM3UCRL:
         none = mdp.initial().new_zeros(0, self.knowledge.directions)
         self._improvement = SafeImprovement(config, copy.deepcopy(self._policy), none)
         self._trust = Trust(mdp, config.fleet)
+        self._asked = False  # whether the first policy is safe
 
     @property
     def planner_metrics(self) -> dict[str, float]:
@@ -161,8 +162,9 @@ class SafeM3UCRL:
             ImportError: If the score of a city needs CVXPY (extra ``bounds``) and it is not installed.
         """
         episodes = whole_number("episodes", episodes, least=1)
-        if self.config.constrained and not self.history:
-            name = "staying put" if self._stays_first else "first"
+        still_first = not any(episode.certified for episode in self.history)
+        if self.config.constrained and still_first and not (self._trust.seen_safe or self._asked):
+            self._asked, name = True, "staying put" if self._stays_first else "first"
             self._trust.warn_of_unsafe_start(self._improvement.first, name, certified=self.config.certified)
         hooks = as_callback(callback)
         possible_return(self.mdp)  # constraints that nothing meets are to be known before an episode is spent

@@ -69,7 +69,9 @@ def test_a_withdrawal_is_resumed(world: TaxiMDP, tiny: Config, misled: list[bool
     assert resumed.history[-1].beta >= 7.0
 
 
-def test_a_first_policy_that_is_unsafe_is_nothing_to_go_back_to(world: TaxiMDP, tiny: Config, misled: list[bool]) -> None:
+def test_a_first_policy_that_is_unsafe_is_nothing_to_go_back_to(
+    world: TaxiMDP, tiny: Config, misled: list[bool], tmp_path: Path
+) -> None:
     """Nobody has seen it safe, so the certificate's policy stays; that it was refuted is told, and doubled, all the same."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -80,6 +82,11 @@ def test_a_first_policy_that_is_unsafe_is_nothing_to_go_back_to(world: TaxiMDP, 
     first, refuted = (str(warning.message) for warning in caught)
     assert first.startswith("first, ")
     assert "episode 2 violated" in refuted and "stays in use, as the one before was not safe either" in refuted
+    resumed = SafeM3UCRL.load(agent.save(tmp_path))
+    with warnings.catch_warnings(record=True) as later:
+        warnings.simplefilter("always")
+        resumed.learn(1)
+    assert not any("the first policy in use" in str(warning.message) for warning in later), "another one is in use by now"
 
 
 def test_safety_comes_before_reward(make_world: Callable[..., TaxiMDP]) -> None:
