@@ -328,7 +328,7 @@ def test_resume(run: Path, tmp_path: Path, workers: int, stop: signal.Signals) -
         error = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-    assert process.returncode == (-signal.SIGKILL if stop == signal.SIGKILL else 1)
+    assert process.returncode == (-signal.SIGKILL if stop == signal.SIGKILL else 1), error
     assert "Traceback" not in error and ("the same command goes on" in error) == (stop == signal.SIGINT)
     text = (stopped / FLEET_FILE).read_text()
     assert 10 <= text.count("\n") - 1 < 80
