@@ -314,10 +314,12 @@ def test_resume(run: Path, tmp_path: Path, workers: int, stop: signal.Signals) -
     options = ["--taxis", "50", "20000", "--runs", "40"]
     command = [sys.executable, "-m", "safe_m3_agent.cli", "fleet", str(stopped), *options, "--workers", str(workers)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    # A session of its own: Ctrl-C reaches all processes of a terminal's, and is not to reach this one.
+    # A session of its own: Ctrl-C reaches all processes of a terminal's, and is not to reach this one. Tests that run in the
+    # background of a shell ignore it, and so would what they start.
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
